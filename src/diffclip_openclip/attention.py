@@ -1,0 +1,289 @@
+"""Differential attention: two softmax maps, the second subtracted with a learned weight lambda.
+
+Source: DiffCLIP (arXiv 2503.06626, section 3) after Differential Transformer (arXiv 2410.05258). Parameter names are
+those of timm's ``DiffAttention`` (pytorch-image-models@1.0.31:timm/layers/diff_attention.py), so weights move between
+the two. This module imports torch only.
+
+Shape legend::
+
+    B batch    N tokens    C embed_dim    H num_heads (even)
+    P pairs of heads, H / 2          d head_dim, C / H          e value size of a pair, 2 d
+
+Heads 2p and 2p + 1 are maps 1 and 2 of pair p.
+"""
+
+import math
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+LAMBDA_INIT = 0.8  # DiffCLIP, section 4.1
+DYNAMIC = "dynamic"
+SUB_NORM_EPS = 1e-5  # Differential Transformer, section 2.1
+LAMBDA_STD = 0.1  # microsoft/unilm@master:Diff-Transformer/multihead_diffattn.py
+
+
+def dynamic_lambda_init(depth: int) -> float:
+    """lambda_init of layer ``depth`` (from 0) in DiffCLIP*: 0.8 - 0.6 exp(-0.3 depth) (paper, section 4.5)."""
+    return 0.8 - 0.6 * math.exp(-0.3 * depth)
+
+
+def resolve_lambda_init(lambda_init: float | str, depth: int) -> float:
+    """lambda_init of one layer, from a constant or ``"dynamic"``.
+
+    Raises:
+        ValueError: for any other string, or a number that is not in [0, 1).
+    """
+    if lambda_init == DYNAMIC:
+        return dynamic_lambda_init(depth)
+    if isinstance(lambda_init, str) or not 0.0 <= lambda_init < 1.0:
+        raise ValueError(f"lambda_init is {lambda_init!r}; it must be a number in [0, 1) or {DYNAMIC!r}")
+    return float(lambda_init)
+
+
+def differential_attention_reference(
+    q_BHNd: torch.Tensor,
+    k_BHNd: torch.Tensor,
+    v_BPNe: torch.Tensor,
+    lambda_: torch.Tensor,
+    attn_mask: Optional[torch.Tensor] = None,
+    is_causal: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The definition, written out; slow paths and fast paths are tested against it.
+
+    Args:
+        q_BHNd, k_BHNd: queries and keys, (B, H, N, d), adjacent heads forming a pair.
+        v_BPNe: values, (B, P, N, 2 d).
+        lambda_: the layer's scalar weight of the second map.
+        attn_mask: True (or 0) where a query may look, False (or -inf) where not; broadcastable to (B, P, N, N).
+        is_causal: additionally hide later tokens.
+
+    Returns:
+        (A1 - lambda A2) v, (B, P, N, 2 d), before the norm; and the maps A1 and A2, each (B, P, N, N). A query that may
+        look nowhere has zeros in both.
+    """
+    B, H, N, d = q_BHNd.shape
+    bias = _attention_bias(attn_mask, is_causal, B, H // 2, N, q_BHNd.dtype, q_BHNd.device)
+    maps = []
+    for which in (0, 1):
+        q_BPNd, k_BPNd = q_BHNd[:, which::2], k_BHNd[:, which::2]
+        scores_BPNN = q_BPNd @ k_BPNd.transpose(-2, -1) / math.sqrt(d)
+        if bias is not None:
+            scores_BPNN = scores_BPNN + bias
+        blind = (scores_BPNN == -math.inf).all(dim=-1, keepdim=True)
+        maps.append(scores_BPNN.masked_fill(blind, 0.0).softmax(dim=-1).masked_fill(blind, 0.0))
+    a1_BPNN, a2_BPNN = maps
+    return (a1_BPNN - lambda_ * a2_BPNN) @ v_BPNe, a1_BPNN, a2_BPNN
+
+
+def _attention_bias(
+    attn_mask: Optional[torch.Tensor],
+    is_causal: bool,
+    B: int,
+    P: int,
+    N: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Optional[torch.Tensor]:
+    """One additive mask, at least 2-d and broadcastable to (B, P, N, N), or None where nothing is hidden."""
+    bias: Optional[torch.Tensor] = None
+    if attn_mask is not None:
+        sizes = [N, N, P, B]  # from the last dimension
+        fits = attn_mask.dim() <= 4
+        for i in range(min(attn_mask.dim(), 4)):
+            fits = fits and attn_mask.shape[-1 - i] in (1, sizes[i])
+        if not fits:
+            raise ValueError(
+                f"attn_mask has shape {list(attn_mask.shape)}; it must be broadcastable to "
+                f"(batch, pairs of heads, tokens, tokens) = {[B, P, N, N]}"
+            )
+        if attn_mask.dtype == torch.bool:
+            bias = torch.zeros_like(attn_mask, dtype=dtype).masked_fill(attn_mask.logical_not(), -math.inf)
+        elif attn_mask.is_floating_point():
+            bias = attn_mask.to(dtype)
+        else:
+            raise ValueError(f"attn_mask has dtype {attn_mask.dtype}; it must be bool or a float that is added")
+        if bias.dim() < 2:
+            bias = bias.expand(N, N)
+    if is_causal:
+        causal = torch.full([N, N], -math.inf, dtype=dtype, device=device).triu(1)
+        bias = causal if bias is None else bias + causal
+    return bias
+
+
+def _attend_by_maps(
+    q_BHNd: torch.Tensor,
+    k_BHNd: torch.Tensor,
+    v_BPNe: torch.Tensor,
+    lambda_: torch.Tensor,
+    attn_mask: Optional[torch.Tensor],
+    is_causal: bool,
+    dropout_p: float,
+) -> torch.Tensor:
+    """Explicit maps, subtracted before the one product with v: the fast way on a CPU (benchmarks/attention_paths.py)."""
+    B, H, N, d = q_BHNd.shape
+    P = H // 2
+    scores_BP2NN = ((q_BHNd * d**-0.5) @ k_BHNd.transpose(-2, -1)).view(B, P, 2, N, N)
+    bias = _attention_bias(attn_mask, is_causal, B, P, N, scores_BP2NN.dtype, scores_BP2NN.device)
+    if bias is not None:
+        scores_BP2NN = scores_BP2NN + bias.unsqueeze(-3)
+    if attn_mask is not None and bias is not None:
+        # softmax of nothing but -inf is NaN, in the gradient too
+        blind = (bias == -math.inf).all(dim=-1, keepdim=True).unsqueeze(-3)
+        maps_BP2NN = scores_BP2NN.masked_fill(blind, 0.0).softmax(dim=-1).masked_fill(blind, 0.0)
+    else:
+        maps_BP2NN = scores_BP2NN.softmax(dim=-1)
+    if dropout_p > 0.0:
+        maps_BP2NN = F.dropout(maps_BP2NN, dropout_p)
+    a1_BPNN, a2_BPNN = maps_BP2NN.unbind(2)
+    return torch.addcmul(a1_BPNN, a2_BPNN, lambda_.to(maps_BP2NN.dtype), value=-1) @ v_BPNe
+
+
+def _attend_by_sdpa(
+    q_BHNd: torch.Tensor,
+    k_BHNd: torch.Tensor,
+    v_BPNe: torch.Tensor,
+    lambda_: torch.Tensor,
+    attn_mask: Optional[torch.Tensor],
+    is_causal: bool,
+    dropout_p: float,
+) -> torch.Tensor:
+    """One fused attention a map, subtracted behind v: no N x N map is kept, the way for accelerators."""
+    B, H, N, d = q_BHNd.shape
+    q1_BPNd, q2_BPNd = q_BHNd.view(B, H // 2, 2, N, d).unbind(2)
+    k1_BPNd, k2_BPNd = k_BHNd.view(B, H // 2, 2, N, d).unbind(2)
+    if attn_mask is None:
+        # never a mask tensor for the causal tower: cuDNN's backward is wrong with one (pytorch/pytorch#196678)
+        out1 = F.scaled_dot_product_attention(q1_BPNd, k1_BPNd, v_BPNe, None, dropout_p, is_causal)
+        out2 = F.scaled_dot_product_attention(q2_BPNd, k2_BPNd, v_BPNe, None, dropout_p, is_causal)
+        return out1 - lambda_.to(out1.dtype) * out2
+    bias = _attention_bias(attn_mask, is_causal, B, H // 2, N, q_BHNd.dtype, q_BHNd.device)
+    assert bias is not None
+    blind = (bias == -math.inf).all(dim=-1, keepdim=True)
+    bias = bias.masked_fill(blind, 0.0)
+    out1 = F.scaled_dot_product_attention(q1_BPNd, k1_BPNd, v_BPNe, bias, dropout_p)
+    out2 = F.scaled_dot_product_attention(q2_BPNd, k2_BPNd, v_BPNe, bias, dropout_p)
+    return (out1 - lambda_.to(out1.dtype) * out2).masked_fill(blind, 0.0)
+
+
+class DifferentialAttention(nn.Module):
+    """Multi-head differential self-attention, (B, N, C) -> (B, N, C).
+
+    out = proj(concat_p((1 - lambda_init) RMSNorm((A1_p - lambda A2_p) v_p))), with
+    lambda = exp(lambda_q1 . lambda_k1) - exp(lambda_q2 . lambda_k2) + lambda_init, one scalar a layer
+    (paper, section 3.2).
+
+    Args:
+        dim: embed_dim C.
+        num_heads: H, the usual number of heads of plain attention; two of them make a pair. Even, and a divisor of dim.
+        qkv_bias: bias of the fused q, k, v projection.
+        proj_bias: bias of the output projection.
+        attn_drop: dropout on A1 and A2.
+        proj_drop: dropout behind the output projection.
+        lambda_init: a number in [0, 1), or "dynamic" for the schedule by ``depth``.
+        depth: index of the layer, from 0; read by "dynamic" only.
+
+    Raises:
+        ValueError: odd ``num_heads``, ``dim`` not a multiple of it, or a ``lambda_init`` out of range.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        qkv_bias: bool = True,
+        proj_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        lambda_init: float | str = LAMBDA_INIT,
+        depth: int = 0,
+        device: Optional[torch.device] = None,
+        dtype: Optional[torch.dtype] = None,
+    ) -> None:
+        super().__init__()
+        if num_heads <= 0 or num_heads % 2:
+            raise ValueError(f"num_heads is {num_heads}; differential attention pairs heads, so it must be even")
+        if dim % num_heads:
+            raise ValueError(f"dim is {dim} and num_heads {num_heads}; dim must be a multiple of num_heads")
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.lambda_init = resolve_lambda_init(lambda_init, depth)
+        self.attn_drop_p = attn_drop
+
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
+        self.sub_norm = nn.RMSNorm(2 * self.head_dim, eps=SUB_NORM_EPS, device=device, dtype=dtype)
+        self.proj = nn.Linear(dim, dim, bias=proj_bias, device=device, dtype=dtype)
+        self.proj_drop = nn.Dropout(proj_drop)
+        # float32 whatever dtype the rest has: lambda is a difference of exponentials
+        self.lambda_q1 = nn.Parameter(torch.empty(self.head_dim, dtype=torch.float32, device=device))
+        self.lambda_k1 = nn.Parameter(torch.empty(self.head_dim, dtype=torch.float32, device=device))
+        self.lambda_q2 = nn.Parameter(torch.empty(self.head_dim, dtype=torch.float32, device=device))
+        self.lambda_k2 = nn.Parameter(torch.empty(self.head_dim, dtype=torch.float32, device=device))
+        self.reset_parameters()
+
+    @torch.jit.ignore
+    def reset_parameters(self) -> None:
+        """Draw the four lambda vectors anew; the submodules reset themselves."""
+        for vector in (self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2):
+            nn.init.normal_(vector, mean=0.0, std=LAMBDA_STD)
+
+    def extra_repr(self) -> str:
+        return f"num_heads={self.num_heads}, lambda_init={self.lambda_init:.4g}"
+
+    def compute_lambda(self) -> torch.Tensor:
+        """The layer's lambda, a scalar in float32 or better."""
+        dtype = torch.promote_types(self.lambda_q1.dtype, torch.float32)
+        dot1 = (self.lambda_q1.to(dtype) * self.lambda_k1.to(dtype)).sum()
+        dot2 = (self.lambda_q2.to(dtype) * self.lambda_k2.to(dtype)).sum()
+        return dot1.exp() - dot2.exp() + self.lambda_init
+
+    def _project(self, x_BNC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        B, N, C = x_BNC.shape
+        q_BNC, k_BNC, v_BNC = self.qkv(x_BNC).chunk(3, dim=-1)
+        q_BHNd = q_BNC.reshape(B, N, self.num_heads, self.head_dim).transpose(1, 2)
+        k_BHNd = k_BNC.reshape(B, N, self.num_heads, self.head_dim).transpose(1, 2)
+        v_BPNe = v_BNC.reshape(B, N, self.num_heads // 2, 2 * self.head_dim).transpose(1, 2)
+        return q_BHNd, k_BHNd, v_BPNe
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        attn_mask: Optional[torch.Tensor] = None,
+        is_causal: bool = False,
+    ) -> torch.Tensor:
+        """Attend.
+
+        Args:
+            x: tokens, (B, N, C).
+            attn_mask: bool (True: may look) or additive float, broadcastable to (B, P, N, N).
+            is_causal: hide later tokens; combines with ``attn_mask``.
+
+        Raises:
+            ValueError: an ``attn_mask`` of another shape or dtype.
+        """
+        B, N, C = x.shape
+        q_BHNd, k_BHNd, v_BPNe = self._project(x)
+        lambda_ = self.compute_lambda()
+        dropout_p = self.attn_drop_p if self.training else 0.0
+        if x.device.type == "cpu":
+            out_BPNe = _attend_by_maps(q_BHNd, k_BHNd, v_BPNe, lambda_, attn_mask, is_causal, dropout_p)
+        else:
+            out_BPNe = _attend_by_sdpa(q_BHNd, k_BHNd, v_BPNe, lambda_, attn_mask, is_causal, dropout_p)
+        weight = (self.sub_norm.weight * (1.0 - self.lambda_init)).to(out_BPNe.dtype)
+        out_BPNe = F.rms_norm(out_BPNe, [2 * self.head_dim], weight, self.sub_norm.eps)
+        return self.proj_drop(self.proj(out_BPNe.transpose(1, 2).reshape(B, N, C)))
+
+    @torch.jit.ignore
+    def attention_maps(
+        self,
+        x: torch.Tensor,
+        attn_mask: Optional[torch.Tensor] = None,
+        is_causal: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The two maps A1 and A2, each (B, P, N, N), for the input and masks of :meth:`forward`."""
+        _, a1_BPNN, a2_BPNN = differential_attention_reference(
+            *self._project(x), self.compute_lambda(), attn_mask, is_causal
+        )
+        return a1_BPNN, a2_BPNN

@@ -1,0 +1,106 @@
+"""register(): make the DiffCLIP models known to open_clip; the only module that touches it.
+
+Model definitions are the JSONs of ``model_configs/``. A DiffCLIP JSON names its text tower by a path relative to that
+folder; open_clip hands that name to ``transformers.AutoConfig``, which takes directories only if it finds them from the
+working directory, so open_clip is given copies with absolute paths.
+"""
+
+import json
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from open_clip.hf_configs import arch_dict
+
+from diffclip_openclip import vision  # noqa: F401  importing it registers the towers with timm
+from diffclip_openclip.text import MODEL_TYPE, register_text_model
+
+_TEXT_ARCH: dict[str, Any] = {
+    "config_names": {
+        "context_length": "max_position_embeddings",
+        "vocab_size": "vocab_size",
+        "width": "hidden_size",
+        "heads": "num_attention_heads",
+        "layers": "num_hidden_layers",
+        "layer_attr": "layers",
+        "token_embeddings_attr": "embeddings",
+    },
+    "pooler": "cls_pooler",
+}
+_lock = threading.Lock()
+
+
+def config_dir() -> Path:
+    """The folder with open_clip's model JSONs: package data, or the checkout's in an editable install.
+
+    Raises:
+        FileNotFoundError: neither exists.
+    """
+    package = Path(__file__).resolve().parent
+    candidates = (package / "model_configs", package.parents[1] / "model_configs")
+    for candidate in candidates:
+        if candidate.is_dir():
+            return candidate
+    raise FileNotFoundError(
+        f"diffclip_openclip's model configs are missing, looked in {' and '.join(map(str, candidates))}; "
+        "reinstall the package: pip install --force-reinstall --no-deps diffclip-openclip"
+    )
+
+
+def model_names() -> list[str]:
+    """Names under which :func:`register` makes models known to open_clip."""
+    return sorted(path.stem for path in config_dir().glob("*.json"))
+
+
+def _resolved_config(path: Path) -> dict[str, Any]:
+    """A model JSON as open_clip is to see it: the text tower's folder as an absolute path."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if "hf_model_name" in config["text_cfg"]:
+        config["text_cfg"]["hf_model_name"] = str(path.parent / config["text_cfg"]["hf_model_name"])
+    return config
+
+
+def _register_text_arch() -> None:
+    known = arch_dict.setdefault(MODEL_TYPE, _TEXT_ARCH)
+    if known != _TEXT_ARCH:
+        raise ValueError(
+            f"open_clip.hf_configs.arch_dict already has another entry {MODEL_TYPE!r}: {known}; "
+            "uninstall or change the package that added it to use diffclip_openclip"
+        )
+
+
+def _missing_configs(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Those of ``configs`` that open_clip does not know yet."""
+    missing = {name: config for name, config in configs.items() if name not in open_clip.list_models()}
+    clashes = [name for name in configs.keys() - missing.keys() if open_clip.get_model_config(name) != configs[name]]
+    if clashes:
+        raise ValueError(
+            f"open_clip already has other models named {sorted(clashes)}; remove or rename the configs that were given "
+            "to open_clip.add_model_config to use diffclip_openclip's"
+        )
+    return missing
+
+
+def register() -> None:
+    """Register the towers with timm and transformers and the models with open_clip.
+
+    Safe to repeat, in threads, and in many processes at once; leaves no files behind. ``import diffclip_openclip`` calls
+    it, and ``import open_clip`` does through the start-up hook.
+
+    Raises:
+        ValueError: one of the names is taken by a different model; nothing is then registered with open_clip.
+        FileNotFoundError: the package's own model configs are missing, or there is no usable temporary directory.
+    """
+    with _lock:
+        missing = _missing_configs({path.stem: _resolved_config(path) for path in config_dir().glob("*.json")})
+        register_text_model()
+        _register_text_arch()
+        if not missing:
+            return
+        # open_clip takes files only, and reads them at once
+        with tempfile.TemporaryDirectory(prefix="diffclip_openclip_") as folder:
+            for name, config in missing.items():
+                Path(folder, f"{name}.json").write_text(json.dumps(config), encoding="utf-8")
+            open_clip.add_model_config(folder)

@@ -1,0 +1,76 @@
+"""Start-up hook: registers diffclip_openclip's models when, and only when, open_clip is imported.
+
+``diffclip_openclip_autoload.pth`` (``.start`` from Python 3.15 on, PEP 829) calls :func:`arm` at interpreter start, which
+puts a finder for ``open_clip`` on ``sys.meta_path`` (importlib's extension point) and imports nothing else. Set
+``DIFFCLIP_OPENCLIP_AUTOLOAD=0`` to switch it off; ``import diffclip_openclip`` then registers the models.
+"""
+
+import os
+import sys
+
+HOST = "open_clip"
+SWITCH = "DIFFCLIP_OPENCLIP_AUTOLOAD"
+
+
+def _register() -> None:
+    try:
+        import diffclip_openclip  # noqa: F401  its import registers the models
+    except Exception as error:
+        import warnings
+
+        warnings.warn(
+            f"diffclip_openclip could not register its models with open_clip ({type(error).__name__}: {error}). "
+            "open_clip itself works. Run `python -c 'import diffclip_openclip'` for the whole error, reinstall or "
+            f"uninstall diffclip-openclip, or set {SWITCH}=0 to silence this.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+class _HostLoader:
+    """Runs open_clip's own loader, then registers; nothing of it stays on the loaded module."""
+
+    def __init__(self, loader):
+        self._loader = loader
+
+    def __getattr__(self, name):
+        return getattr(self._loader, name)
+
+    def create_module(self, spec):
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module):
+        module.__loader__ = module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        disarm()
+        _register()
+
+
+class _HostFinder:
+    """Finds open_clip with the other finders and wraps its loader; leaves every other module alone."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != HOST:
+            return None
+        for finder in sys.meta_path:
+            if finder is self or not hasattr(finder, "find_spec"):
+                continue
+            spec = finder.find_spec(fullname, path, target)
+            if spec is not None:
+                if hasattr(spec.loader, "exec_module"):
+                    spec.loader = _HostLoader(spec.loader)
+                return spec
+        return None
+
+
+def arm() -> None:
+    """Put the finder on ``sys.meta_path``, once; does nothing where it is switched off."""
+    if os.environ.get(SWITCH) == "0" or HOST in sys.modules:
+        return
+    if not any(isinstance(finder, _HostFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _HostFinder())
+
+
+def disarm() -> None:
+    """Take the finder away again."""
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _HostFinder)]

@@ -1,12 +1,21 @@
 """Start-up hook: registers diffclip_openclip's models when, and only when, open_clip is imported.
 
-``diffclip_openclip_autoload.pth`` (``.start`` from Python 3.15 on, PEP 829) calls :func:`arm` at interpreter start, which
-puts a finder for ``open_clip`` on ``sys.meta_path`` (importlib's extension point) and imports nothing else. Set
+``diffclip_openclip_autoload.pth`` (``.start`` from Python 3.15 on, PEP 829) calls :func:`arm` at interpreter start,
+which puts a finder for ``open_clip`` on ``sys.meta_path`` (importlib's extension point) and imports nothing else. Set
 ``DIFFCLIP_OPENCLIP_AUTOLOAD=0`` to switch it off; ``import diffclip_openclip`` then registers the models.
+
+Annotations are strings here: the names they need would have to be imported at every interpreter start.
 """
 
 import os
 import sys
+
+TYPE_CHECKING = False  # typing.TYPE_CHECKING, without importing typing
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
 
 HOST = "open_clip"
 SWITCH = "DIFFCLIP_OPENCLIP_AUTOLOAD"
@@ -30,16 +39,16 @@ def _register() -> None:
 class _HostLoader:
     """Runs open_clip's own loader, then registers; nothing of it stays on the loaded module."""
 
-    def __init__(self, loader):
+    def __init__(self, loader: "Any") -> None:
         self._loader = loader
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> "Any":
         return getattr(self._loader, name)
 
-    def create_module(self, spec):
+    def create_module(self, spec: "ModuleSpec") -> "Any":
         return self._loader.create_module(spec)
 
-    def exec_module(self, module):
+    def exec_module(self, module: "Any") -> None:
         module.__loader__ = module.__spec__.loader = self._loader
         self._loader.exec_module(module)
         disarm()
@@ -49,7 +58,9 @@ class _HostLoader:
 class _HostFinder:
     """Finds open_clip with the other finders and wraps its loader; leaves every other module alone."""
 
-    def find_spec(self, fullname, path=None, target=None):
+    def find_spec(
+        self, fullname: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
+    ) -> "ModuleSpec | None":
         if fullname != HOST:
             return None
         for finder in sys.meta_path:
@@ -58,7 +69,7 @@ class _HostFinder:
             spec = finder.find_spec(fullname, path, target)
             if spec is not None:
                 if hasattr(spec.loader, "exec_module"):
-                    spec.loader = _HostLoader(spec.loader)
+                    spec.loader = _HostLoader(spec.loader)  # type: ignore[assignment]  # a loader by its methods
                 return spec
         return None
 

@@ -8,6 +8,7 @@ from golden_model import CASES, clip_loss, facts_of, golden_model, inputs, load
 
 from diffclip_openclip import to_reference
 
+
 def _logits(model, images, text):
     image_embed = model.encode_image(images)
     text_embed = model.encode_text(text)

@@ -122,7 +122,7 @@ def _attend_by_maps(
     is_causal: bool,
     dropout_p: float,
 ) -> torch.Tensor:
-    """Explicit maps, subtracted before the one product with v: the fast way on a CPU (benchmarks/attention_paths.py)."""
+    """Explicit maps, subtracted before the one product with v: the fast way on CPU (benchmarks/attention_paths.py)."""
     B, H, N, d = q_BHNd.shape
     P = H // 2
     scores_BP2NN = ((q_BHNd * d**-0.5) @ k_BHNd.transpose(-2, -1)).view(B, P, 2, N, N)
@@ -240,7 +240,7 @@ class DifferentialAttention(nn.Module):
         return dot1.exp() - dot2.exp() + self.lambda_init
 
     def _project(self, x_BNC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        B, N, C = x_BNC.shape
+        B, N, _ = x_BNC.shape
         q_BNC, k_BNC, v_BNC = self.qkv(x_BNC).chunk(3, dim=-1)
         q_BHNd = q_BNC.reshape(B, N, self.num_heads, self.head_dim).transpose(1, 2)
         k_BHNd = k_BNC.reshape(B, N, self.num_heads, self.head_dim).transpose(1, 2)

@@ -1,7 +1,7 @@
 """State-dict key maps between open_clip's models and the authors' checkpoints.
 
-The reference layout is the one of the authors' published checkpoints (there with a ``module.`` prefix) and of SLIP's CLIP
-(facebookresearch/SLIP@c6faf5d:models.py). Its image tower is a timm ViT, its text tower OpenAI's; each may have
+The reference layout is the one of the authors' published checkpoints (there with a ``module.`` prefix) and of SLIP's
+CLIP (facebookresearch/SLIP@c6faf5d:models.py). Its image tower is a timm ViT, its text tower OpenAI's; each may have
 differential or plain attention, so one table a tower and kind of attention covers DiffCLIP, DiffCLIP* (lambda_init is
 no weight), DiffCLIP† and CLIP, at any width and depth.
 """
@@ -19,9 +19,9 @@ StateDict = dict[str, torch.Tensor]
 class Row:
     """One line of the key map.
 
-    ``{i}`` stands for the block's index. ``shape`` is the reference tensor's: numbers, or letters that must stand for the
-    same number everywhere, optionally with a factor ("2d"). ``how`` is "same", "transposed" (a projection matrix that
-    open_clip keeps in a linear layer), or "qkv" (``{x}`` runs over q, k, v, which are one layer here).
+    ``shape`` is the reference tensor's: numbers, or letters that must stand for
+    the same number everywhere, optionally with a factor ("2d"). ``how`` is "same", "transposed" (a projection matrix
+    that open_clip keeps in a linear layer), or "qkv" (``{x}`` runs over q, k, v, which are one layer here).
     """
 
     reference: str
@@ -172,8 +172,8 @@ def _check(state_dict: Mapping[str, torch.Tensor], towers: list[dict[str, str]],
 def from_reference(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
     """Weights in the authors' layout (with or without ``module.``) as a state dict of open_clip's model.
 
-    Load the result with ``model.load_state_dict``, the model being of the same size: ``DiffCLIP-B-16`` and
-    ``DiffCLIP-B-16-dynamic`` for DiffCLIP and DiffCLIP*, ``-vision`` for DiffCLIP†, ``CLIP-B-16-baseline`` for SLIP's CLIP.
+    Load the result with ``model.load_state_dict``, the model being of the same size: ``DiffCLIP-B-16`` for DiffCLIP,
+    ``DiffCLIP-B-16-dynamic`` for DiffCLIP*, ``DiffCLIP-B-16-vision`` for DiffCLIP†, ``CLIP-B-16-baseline`` for SLIP's.
 
     Raises:
         ValueError: keys that are missing, unexpected or misshapen; lists all of them.
@@ -186,7 +186,11 @@ def from_reference(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
         _depth(state_dict, "transformer.resblocks."),
         "transformer.resblocks.0.attn.lambda_q1" in state_dict,
     )
-    _check(state_dict, [{key: row.shape for row in rows for key in _reference_keys(row)} for rows in towers], "the authors'")
+    _check(
+        state_dict,
+        [{key: row.shape for row in rows for key in _reference_keys(row)} for rows in towers],
+        "the authors'",
+    )
     converted = {}
     for row in (row for rows in towers for row in rows):
         tensors = [state_dict[key] for key in _reference_keys(row)]

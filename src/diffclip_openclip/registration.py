@@ -86,8 +86,8 @@ def _missing_configs(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, 
 def register() -> None:
     """Register the towers with timm and transformers and the models with open_clip.
 
-    Safe to repeat, in threads, and in many processes at once; leaves no files behind. ``import diffclip_openclip`` calls
-    it, and ``import open_clip`` does through the start-up hook.
+    Safe to repeat, in threads, and in many processes at once; leaves no files behind. ``import diffclip_openclip``
+    calls it, and ``import open_clip`` does through the start-up hook.
 
     Raises:
         ValueError: one of the names is taken by a different model; nothing is then registered with open_clip.

@@ -71,9 +71,8 @@ class DiffCLIPTextConfig(PretrainedConfig):
         self.layer_norm_eps = layer_norm_eps
         self.attention_dropout = attention_dropout
         self.lambda_init = lambda_init
-        super().__init__(
-            pad_token_id=pad_token_id, bos_token_id=bos_token_id, eos_token_id=eos_token_id, **kwargs
-        )
+        kwargs |= {"pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
+        super().__init__(**kwargs)
 
 
 def _residual_std(config: DiffCLIPTextConfig) -> float:
@@ -162,11 +161,12 @@ class DiffCLIPTextModel(PreTrainedModel):
         add_pooling_layer: give ``pooler_output``; open_clip asks for it by this name.
     """
 
+    config: DiffCLIPTextConfig
     config_class = DiffCLIPTextConfig
     base_model_prefix = "diffclip_text"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["DiffCLIPTextLayer"]
+    _no_split_modules = ["DiffCLIPTextLayer"]  # noqa: RUF012  declared so by transformers
 
     def __init__(self, config: DiffCLIPTextConfig, add_pooling_layer: bool = True) -> None:
         super().__init__(config)
@@ -188,11 +188,11 @@ class DiffCLIPTextModel(PreTrainedModel):
         config = kwargs.get("config") or cls.config_class.from_pretrained(directory)
         return cls(config, add_pooling_layer=kwargs.get("add_pooling_layer", True))
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Embedding:
         return self.embeddings.token_embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.embeddings.token_embedding = value
+        self.embeddings.token_embedding = value  # type: ignore[assignment]  # transformers gives its type as Module
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -5,12 +5,14 @@ arguments, so everything that timm does with a ViT works on them. They follow th
 section 4.1): class token, learned position embedding, no pre-norm, LayerNorm eps 1e-5, GELU.
 """
 
+import itertools
 from functools import partial
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import LayerNorm
 from timm.models import (
+    PretrainedCfg,
     VisionTransformer,
     build_model_with_cfg,
     generate_default_cfgs,
@@ -26,7 +28,7 @@ __all__: list[str] = []  # timm's register_model appends the towers' names
 
 # name part -> (patch_size, image size, embed_dim, depth, num_heads); S to H are timm's own sizes
 _SIZES: dict[str, tuple[int, int, int, int, int]] = {
-    "nano_patch8": (8, 48, 192, 6, 6),
+    "nano_patch8": (12, 48, 192, 4, 6),
     "small_patch16": (16, 224, 384, 12, 6),
     "base_patch16": (16, 224, 768, 12, 12),
     "base_patch32": (32, 224, 768, 12, 12),
@@ -57,12 +59,14 @@ class TimmDifferentialAttention(DifferentialAttention):
 class DifferentialBlock(Block):
     """timm's pre-norm block; its index decides lambda_init."""
 
-    def __init__(self, *args: Any, lambda_init: float | str, depth: int = 0, **kwargs: Any) -> None:
-        super().__init__(*args, depth=depth, **kwargs)
+    attn: DifferentialAttention
+
+    def __init__(self, *, lambda_init: float | str, depth: int = 0, **kwargs: Any) -> None:
+        super().__init__(depth=depth, **kwargs)
         self.attn.lambda_init = resolve_lambda_init(lambda_init, depth)
 
 
-def _default_cfg(size: str) -> dict[str, Any]:
+def _default_cfg(size: str) -> dict[str, Any] | PretrainedCfg:
     """Input and preprocessing of the paper's towers (SLIP's evaluation transform)."""
     return {
         "input_size": (3, _SIZES[size][1], _SIZES[size][1]),
@@ -80,7 +84,7 @@ def _default_cfg(size: str) -> dict[str, Any]:
 
 
 def _tower_name(size: str, kind: str) -> str:
-    return "_".join(part for part in ("vit", size, kind, str(_SIZES[size][1])) if part)
+    return f"vit_{size}_{kind}_{_SIZES[size][1]}"
 
 
 def _create(name: str, size: str, pretrained: bool, **kwargs: Any) -> VisionTransformer:
@@ -103,8 +107,8 @@ def _create(name: str, size: str, pretrained: bool, **kwargs: Any) -> VisionTran
     )
 
 
-def _register_tower(size: str, kind: str, **defaults: Any) -> None:
-    """Register one tower with timm; the caller of ``timm.create_model`` may override any of ``defaults``."""
+def _register_tower(size: str, kind: str) -> None:
+    """Register one tower with timm; the caller of ``timm.create_model`` may override any of its arguments."""
     name = _tower_name(size, kind)
     if is_model(name) and model_entrypoint(name).__module__ != __name__:
         raise ValueError(
@@ -113,7 +117,7 @@ def _register_tower(size: str, kind: str, **defaults: Any) -> None:
         )
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-        return _create(name, size, pretrained, **(defaults | kwargs))
+        return _create(name, size, pretrained, **(_KINDS.get(kind, {}) | kwargs))
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
     globals()[name] = register_model(entrypoint)
@@ -129,16 +133,12 @@ def _differential_tower(lambda_init: float | str) -> dict[str, Any]:
     }
 
 
-_KINDS = {
+_KINDS: dict[str, dict[str, Any]] = {
     "diffclip": _differential_tower(LAMBDA_INIT),
     "diffclip_dynamic": _differential_tower(DYNAMIC),
 }
-default_cfgs = generate_default_cfgs(
-    {_tower_name(size, kind): _default_cfg(size) for size in _SIZES for kind in _KINDS}
-    | {_tower_name("nano_patch8", ""): _default_cfg("nano_patch8")}
-)
-for _size in _SIZES:
-    for _kind, _defaults in _KINDS.items():
-        _register_tower(_size, _kind, **_defaults)
 # timm has a plain ViT of every size but the quick start's
-_register_tower("nano_patch8", "")
+_TOWERS = [*itertools.product(_SIZES, _KINDS), ("nano_patch8", "plain")]
+default_cfgs = generate_default_cfgs({_tower_name(*tower): _default_cfg(tower[0]) for tower in _TOWERS})
+for _size, _kind in _TOWERS:
+    _register_tower(_size, _kind)

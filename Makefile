@@ -1,0 +1,34 @@
+# make quickstart   train DiffCLIP-nano on the embedded emoji, evaluate it, draw its predictions (COMPARE=1: and the baseline)
+# make test         the tests (minutes); make test-all: the slow ones too
+# make lint         ruff and mypy
+# Each makes the environment in $(VENV) first.
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+INSTALLED = $(VENV)/.installed
+
+.PHONY: quickstart test test-all lint clean
+
+$(INSTALLED): pyproject.toml hatch_build.py
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.12 ...")'
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet -e '.[all]'
+	touch $@
+
+quickstart: $(INSTALLED)
+	$(RUN) examples/emoji/quickstart.py $(if $(COMPARE),--compare)
+
+test: $(INSTALLED)
+	$(RUN) -m pytest
+
+test-all: $(INSTALLED)
+	$(RUN) -m pytest -m 'slow or not slow'
+
+lint: $(INSTALLED)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+clean:
+	rm -rf $(VENV) build dist runs

@@ -1,0 +1,68 @@
+"""Shared fixtures: real image-text data in the hosts' formats, cut from the embedded emoji."""
+
+import io
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+EMOJI = REPOSITORY / "examples" / "emoji" / "data"
+
+
+def read_tar(path: Path, count: int) -> list[tuple[str, bytes]]:
+    """The first ``count`` files of a shard."""
+    with tarfile.open(path) as tar:
+        members = [member for member, _ in zip(tar, range(count), strict=False)]
+        return [(member.name, tar.extractfile(member).read()) for member in members]
+
+
+def write_tar(path: Path, files: list[tuple[str, bytes]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+@pytest.fixture(scope="session")
+def train_shard(tmp_path_factory) -> Path:
+    """32 image-text pairs in open_clip's webdataset format."""
+    path = tmp_path_factory.mktemp("train") / "noto.tar"
+    write_tar(path, read_tar(EMOJI / "train" / "noto.tar", 64))
+    return path
+
+
+@pytest.fixture(scope="session")
+def eval_root(tmp_path_factory) -> Path:
+    """Small sets in clip_benchmark's webdataset layout: ``groups`` (classification) and ``retrieval``."""
+    root = tmp_path_factory.mktemp("eval")
+    for name, source in (("groups", "unseen-vendor-groups"), ("retrieval", "retrieval")):
+        write_tar(root / name / "test" / "0.tar", read_tar(EMOJI / "eval" / source / "test" / "0.tar", 64))
+        (root / name / "test" / "nshards.txt").write_text("1\n")
+        for path in (EMOJI / "eval" / source).glob("*.txt"):
+            (root / name / path.name).write_text(path.read_text())
+    return root
+
+
+def plain_environment(**extra: str) -> dict[str, str]:
+    """The environment of a user's shell: nothing that puts the checkout on the path, no network."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "PYTEST", "COV"))}
+    return environment | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | extra
+
+
+def run_host(command: list[str], cwd: Path, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as a user would, from a folder outside the checkout; its output is the failure's message."""
+    done = subprocess.run(
+        command, cwd=cwd, env=plain_environment(**extra), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout[-6000:]}"
+    return done
+
+
+def run_python(code: str, cwd: Path, python: str = sys.executable, **extra: str) -> str:
+    return run_host([python, "-c", code], cwd, **extra).stdout

@@ -69,8 +69,7 @@ def test_the_host_keeps_its_own_loader(stand_ins, tmp_path):
 def test_a_broken_plugin_never_breaks_the_host(failure, stand_ins, tmp_path):
     (stand_ins / "diffclip_openclip.py").write_text(failure)
     output = _run("import open_clip; print(open_clip.factory.value)", stand_ins, tmp_path)
-    assert output.startswith("host\n")
-    assert output.endswith("1\n")
+    assert output.endswith("host\n1\n")
     assert "RuntimeWarning: diffclip_openclip could not register its models" in output
     assert "DIFFCLIP_OPENCLIP_AUTOLOAD=0" in output
 

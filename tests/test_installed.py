@@ -67,7 +67,10 @@ def test_models_are_known_without_an_import_of_ours(environment, tmp_path):
         "print(json.dumps([open_clip.list_models(), list(model.encode_text(tokens).shape), list(tokens.shape),\n"
         "      diffclip_openclip.__file__, diffclip_openclip.__version__]))"
     )
-    output = run_python(code, tmp_path, environment.python).splitlines()[-1]
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    output = run_python(code, tmp_path, environment.python, TMPDIR=str(scratch)).splitlines()[-1]
+    assert not list(scratch.iterdir())
     names, text_shape, token_shape, file, version = json.loads(output)
     assert set(MODELS) <= set(names)
     assert text_shape[0] == 1

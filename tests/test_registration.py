@@ -6,11 +6,12 @@ import threading
 import open_clip
 import pytest
 from conftest import run_python
+from open_clip.hf_configs import arch_dict
+from transformers import AutoConfig, PretrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import diffclip_openclip
 from diffclip_openclip import registration
-
-OFF = {"DIFFCLIP_OPENCLIP_AUTOLOAD": "0"}
 
 
 def test_repeating_changes_nothing():
@@ -31,48 +32,37 @@ def test_names_are_those_of_the_design():
     assert expected <= set(open_clip.list_models())
 
 
-def test_threads_and_no_files_left(tmp_path):
+def test_a_different_model_of_the_same_name_is_not_overwritten(tmp_path):
+    """As a user meets it: a config of his own was added before ours."""
     code = (
-        "import threading, sys, importlib, os, open_clip\n"
-        "from diffclip_openclip import registration\n"
-        "print('DiffCLIP-B-16' in open_clip.list_models(), os.listdir(os.environ['TMPDIR']))"
-    )
-    folder = tmp_path / "tmp"
-    folder.mkdir()
-    assert run_python(code, tmp_path, TMPDIR=str(folder)).endswith("True []\n")
-
-
-CLASHES = {
-    "open_clip model": (
         "import json, pathlib, open_clip\n"
         "config = open_clip.get_model_config('ViT-B-16')\n"
         "pathlib.Path('DiffCLIP-B-16.json').write_text(json.dumps(config))\n"
-        "open_clip.add_model_config('DiffCLIP-B-16.json')\n",
-        "open_clip already has other models named ['DiffCLIP-B-16']",
-    ),
-    "text architecture": (
-        "from open_clip.hf_configs import arch_dict\narch_dict['diffclip_text'] = {'pooler': 'mean_pooler'}\n",
-        "arch_dict already has another entry 'diffclip_text'",
-    ),
-    "transformers model type": (
-        "from transformers import AutoConfig, PretrainedConfig\n"
-        "class Foreign(PretrainedConfig):\n    model_type = 'diffclip_text'\n"
-        "AutoConfig.register('diffclip_text', Foreign)\n",
-        "transformers already has another model type 'diffclip_text', from __main__",
-    ),
-}
-
-
-@pytest.mark.parametrize("clash", CLASHES)
-def test_a_different_model_of_the_same_name_is_not_overwritten(clash, tmp_path):
-    code, message = CLASHES[clash]
-    code += (
+        "open_clip.add_model_config('DiffCLIP-B-16.json')\n"
         "try:\n    import diffclip_openclip\nexcept ValueError as error:\n    print('refused:', error)\n"
-        "import open_clip\nprint('DiffCLIP-L-14' in open_clip.list_models())"
+        "print(open_clip.get_model_config('DiffCLIP-B-16') == config, 'DiffCLIP-L-14' in open_clip.list_models())"
     )
-    output = run_python(code, tmp_path, **OFF)
-    assert f"refused: {message}" in output
-    assert output.endswith("False\n")
+    output = run_python(code, tmp_path, DIFFCLIP_OPENCLIP_AUTOLOAD="0")
+    assert "refused: open_clip already has other models named ['DiffCLIP-B-16']" in output
+    assert output.endswith("True False\n")
+
+
+def test_another_text_architecture_is_not_overwritten(monkeypatch):
+    foreign = {"pooler": "mean_pooler"}
+    monkeypatch.setitem(arch_dict, "diffclip_text", foreign)
+    with pytest.raises(ValueError, match=r"arch_dict already has another entry 'diffclip_text'.*mean_pooler"):
+        diffclip_openclip.register()
+    assert arch_dict["diffclip_text"] is foreign
+
+
+def test_another_model_type_is_not_overwritten(monkeypatch):
+    class Foreign(PretrainedConfig):
+        model_type = "diffclip_text"
+
+    monkeypatch.setitem(CONFIG_MAPPING._extra_content, "diffclip_text", Foreign)
+    with pytest.raises(ValueError, match=rf"another model type 'diffclip_text', from {__name__}"):
+        diffclip_openclip.register()
+    assert isinstance(AutoConfig.for_model("diffclip_text"), Foreign)
 
 
 def test_missing_configs_say_what_to_do(monkeypatch, tmp_path):

@@ -38,7 +38,7 @@ def resolve_lambda_init(lambda_init: float | str, depth: int) -> float:
     """
     if lambda_init == DYNAMIC:
         return dynamic_lambda_init(depth)
-    if isinstance(lambda_init, str) or not 0.0 <= lambda_init < 1.0:
+    if not isinstance(lambda_init, int | float) or not 0.0 <= lambda_init < 1.0:
         raise ValueError(f"lambda_init is {lambda_init!r}; it must be a number in [0, 1) or {DYNAMIC!r}")
     return float(lambda_init)
 
@@ -204,7 +204,7 @@ class DifferentialAttention(nn.Module):
     ) -> None:
         super().__init__()
         if num_heads <= 0 or num_heads % 2:
-            raise ValueError(f"num_heads is {num_heads}; differential attention pairs heads, so it must be even")
+            raise ValueError(f"num_heads is {num_heads}; heads are paired, so it must be positive and even")
         if dim % num_heads:
             raise ValueError(f"dim is {dim} and num_heads {num_heads}; dim must be a multiple of num_heads")
         self.num_heads = num_heads

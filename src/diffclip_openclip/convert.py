@@ -157,8 +157,9 @@ def _check(state_dict: Mapping[str, torch.Tensor], towers: list[dict[str, str]],
     expected = {key for tower in towers for key in tower}
     problems = [f"missing {key}" for key in sorted(expected - state_dict.keys())]
     problems += [f"unexpected {key}" for key in sorted(state_dict.keys() - expected)]
+    letters: dict[str, int] = {}
     for tower in towers:
-        letters: dict[str, int] = {}
+        letters = {letter: size for letter, size in letters.items() if letter == "E"}  # the joint space's size
         for key, shape in tower.items():
             if key in state_dict and (error := _shape_error(key, state_dict[key], shape, letters)):
                 problems.append(f"misshapen {error}")
@@ -167,6 +168,11 @@ def _check(state_dict: Mapping[str, torch.Tensor], towers: list[dict[str, str]],
             f"not a state dict of a DiffCLIP or CLIP in {layout} layout, {len(problems)} problems:\n  "
             + "\n  ".join(problems)
         )
+
+
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy that safetensors can save: contiguous, and shared with no other tensor."""
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def from_reference(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
@@ -195,7 +201,7 @@ def from_reference(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
     for row in (row for rows in towers for row in rows):
         tensors = [state_dict[key] for key in _reference_keys(row)]
         tensor = torch.cat(tensors) if row.how == "qkv" else tensors[0]
-        converted[row.ours] = tensor.t().contiguous() if row.how == "transposed" else tensor
+        converted[row.ours] = _own(tensor.t() if row.how == "transposed" else tensor)
     return converted
 
 
@@ -215,9 +221,7 @@ def to_reference(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
     _check(state_dict, [{row.ours: _our_shape(row) for row in rows} for rows in towers], "open_clip's")
     converted = {}
     for row in (row for rows in towers for row in rows):
-        tensor = state_dict[row.ours]
-        if row.how == "transposed":
-            tensor = tensor.t().contiguous()
+        tensor = state_dict[row.ours].t() if row.how == "transposed" else state_dict[row.ours]
         parts = tensor.chunk(3) if row.how == "qkv" else (tensor,)
-        converted.update({key: part.clone() for key, part in zip(_reference_keys(row), parts, strict=True)})
+        converted.update({key: _own(part) for key, part in zip(_reference_keys(row), parts, strict=True)})
     return converted

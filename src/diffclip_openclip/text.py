@@ -7,8 +7,9 @@ Registered with ``AutoConfig`` and ``AutoModel`` under ``model_type = "diffclip_
 Shape legend: B batch, N tokens, C hidden_size.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -16,17 +17,16 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import (
-    SAFE_WEIGHTS_INDEX_NAME,
-    SAFE_WEIGHTS_NAME,
-    WEIGHTS_INDEX_NAME,
-    WEIGHTS_NAME,
-    can_return_tuple,
-)
+from transformers.utils import CONFIG_NAME, can_return_tuple
 
 from diffclip_openclip.attention import LAMBDA_INIT, DifferentialAttention, resolve_lambda_init
 
 MODEL_TYPE = "diffclip_text"
+# where to fetch weights, which AutoModel passes on although there are none to fetch
+_HUB_ARGUMENTS = {
+    *("_commit_hash", "_from_auto", "adapter_kwargs", "cache_dir", "force_download", "local_files_only", "proxies"),
+    *("revision", "subfolder", "token", "trust_remote_code", "use_safetensors", "variant", "weights_only"),
+}
 
 
 class DiffCLIPTextConfig(PretrainedConfig):
@@ -75,11 +75,6 @@ class DiffCLIPTextConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
 
-def _residual_std(config: DiffCLIPTextConfig) -> float:
-    """Standard deviation of the weights that write to the residual stream (two layers a block)."""
-    return config.hidden_size**-0.5 * (2 * config.num_hidden_layers) ** -0.5
-
-
 class DiffCLIPTextEmbeddings(nn.Module):
     """Token plus learned position embedding."""
 
@@ -98,27 +93,14 @@ class DiffCLIPTextEmbeddings(nn.Module):
         return self.token_embedding(input_ids) + self.positional_embedding[:num_tokens]
 
 
-class NormalLinear(nn.Linear):
-    """A linear layer whose weights start as N(0, std^2)."""
-
-    def __init__(self, in_features: int, out_features: int, std: float) -> None:
-        self.std = std  # before Linear.__init__, which draws the weights
-        super().__init__(in_features, out_features)
-
-    def reset_parameters(self) -> None:
-        super().reset_parameters()
-        nn.init.normal_(self.weight, std=self.std)
-
-
 class DiffCLIPTextMLP(nn.Module):
     """Two linear layers with CLIP's QuickGELU between them."""
 
     def __init__(self, config: DiffCLIPTextConfig) -> None:
         super().__init__()
-        width, hidden = config.hidden_size, config.intermediate_size
-        self.c_fc = NormalLinear(width, hidden, std=(2 * width) ** -0.5)
+        self.c_fc = nn.Linear(config.hidden_size, config.intermediate_size)
         self.act = ACT2FN[config.hidden_act]
-        self.c_proj = NormalLinear(hidden, width, std=_residual_std(config))
+        self.c_proj = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x_BNC: torch.Tensor) -> torch.Tensor:
         return self.c_proj(self.act(self.c_fc(x_BNC)))
@@ -145,9 +127,21 @@ class DiffCLIPTextLayer(GradientCheckpointingLayer):
         return x_BNC + self.mlp(self.ln_2(x_BNC))
 
 
-def _has_weights(directory: Path) -> bool:
-    names = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
-    return any((directory / name).is_file() for name in names)
+def _weight_stds(layers: Iterable[nn.Module], config: DiffCLIPTextConfig) -> dict[nn.Module, float]:
+    """Each linear layer's initial standard deviation (openai/CLIP@main:clip/model.py, initialize_parameters)."""
+    width_std = config.hidden_size**-0.5
+    residual_std = width_std * (2 * config.num_hidden_layers) ** -0.5
+    stds: dict[nn.Module, float] = {}
+    for layer in cast(Iterable[DiffCLIPTextLayer], layers):
+        stds |= {layer.attn.qkv: width_std, layer.attn.proj: residual_std}
+        stds |= {layer.mlp.c_fc: (2 * config.hidden_size) ** -0.5, layer.mlp.c_proj: residual_std}
+    return stds
+
+
+def _is_config_only(directory: Path) -> bool:
+    if not (directory / CONFIG_NAME).is_file():
+        return False
+    return not any(path.suffix in (".safetensors", ".bin") or ".index." in path.name for path in directory.iterdir())
 
 
 class DiffCLIPTextModel(PreTrainedModel):
@@ -174,6 +168,7 @@ class DiffCLIPTextModel(PreTrainedModel):
         self.embeddings = DiffCLIPTextEmbeddings(config)
         self.layers = nn.ModuleList(DiffCLIPTextLayer(config, depth) for depth in range(config.num_hidden_layers))
         self.ln_final = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self._weight_stds = _weight_stds(self.layers, config)
         self.post_init()
 
     @classmethod
@@ -182,11 +177,15 @@ class DiffCLIPTextModel(PreTrainedModel):
 
         open_clip builds every text tower through ``from_pretrained``, also one that is to be trained from scratch.
         """
-        directory = Path(pretrained_model_name_or_path)
-        if not directory.is_dir() or _has_weights(directory):
+        elsewhere = kwargs.get("variant") or kwargs.get("subfolder")
+        if elsewhere or not _is_config_only(Path(pretrained_model_name_or_path)):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        config = kwargs.get("config") or cls.config_class.from_pretrained(directory)
-        return cls(config, add_pooling_layer=kwargs.get("add_pooling_layer", True))
+        config = kwargs.pop("config", None)
+        if config is None:
+            config, kwargs = cls.config_class.from_pretrained(
+                pretrained_model_name_or_path, return_unused_kwargs=True, **kwargs
+            )
+        return cls._from_config(config, **{k: v for k, v in kwargs.items() if k not in _HUB_ARGUMENTS}).eval()
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embeddings.token_embedding
@@ -196,16 +195,14 @@ class DiffCLIPTextModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """OpenAI's text initialisation (openai/CLIP@main:clip/model.py, initialize_parameters)."""
         if isinstance(module, DiffCLIPTextEmbeddings):
-            nn.init.normal_(module.token_embedding.weight, std=0.02)
             nn.init.normal_(module.positional_embedding, std=0.01)
-        elif isinstance(module, DifferentialAttention):
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+        elif isinstance(module, nn.Linear | nn.LayerNorm | nn.RMSNorm | DifferentialAttention):
             module.reset_parameters()
-            nn.init.normal_(module.qkv.weight, std=self.config.hidden_size**-0.5)
-            nn.init.normal_(module.proj.weight, std=_residual_std(self.config))
-        elif isinstance(module, nn.Linear | nn.LayerNorm | nn.RMSNorm):
-            module.reset_parameters()
+        if module in self._weight_stds:
+            nn.init.normal_(cast(nn.Linear, module).weight, std=self._weight_stds[module])
 
     @can_return_tuple
     def forward(

@@ -7,7 +7,7 @@ section 4.1): class token, learned position embedding, no pre-norm, LayerNorm ep
 
 import itertools
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import LayerNorm
@@ -28,7 +28,7 @@ __all__: list[str] = []  # timm's register_model appends the towers' names
 
 # name part -> (patch_size, image size, embed_dim, depth, num_heads); S to H are timm's own sizes
 _SIZES: dict[str, tuple[int, int, int, int, int]] = {
-    "nano_patch8": (12, 48, 192, 4, 6),
+    "nano_patch12": (12, 48, 128, 4, 4),
     "small_patch16": (16, 224, 384, 12, 6),
     "base_patch16": (16, 224, 768, 12, 12),
     "base_patch32": (32, 224, 768, 12, 12),
@@ -59,11 +59,9 @@ class TimmDifferentialAttention(DifferentialAttention):
 class DifferentialBlock(Block):
     """timm's pre-norm block; its index decides lambda_init."""
 
-    attn: DifferentialAttention
-
     def __init__(self, *, lambda_init: float | str, depth: int = 0, **kwargs: Any) -> None:
         super().__init__(depth=depth, **kwargs)
-        self.attn.lambda_init = resolve_lambda_init(lambda_init, depth)
+        cast(DifferentialAttention, self.attn).lambda_init = resolve_lambda_init(lambda_init, depth)
 
 
 def _default_cfg(size: str) -> dict[str, Any] | PretrainedCfg:
@@ -138,7 +136,7 @@ _KINDS: dict[str, dict[str, Any]] = {
     "diffclip_dynamic": _differential_tower(DYNAMIC),
 }
 # timm has a plain ViT of every size but the quick start's
-_TOWERS = [*itertools.product(_SIZES, _KINDS), ("nano_patch8", "plain")]
+_TOWERS = [*itertools.product(_SIZES, _KINDS), ("nano_patch12", "plain")]
 default_cfgs = generate_default_cfgs({_tower_name(*tower): _default_cfg(tower[0]) for tower in _TOWERS})
 for _size, _kind in _TOWERS:
     _register_tower(_size, _kind)

@@ -1,0 +1,133 @@
+"""The package's public face, and the sizes of the models it ships."""
+
+import importlib.metadata
+
+import open_clip
+import pytest
+import torch
+
+import diffclip_openclip
+from diffclip_openclip import DifferentialAttention
+
+DIFFERENTIAL = [name for name in diffclip_openclip.model_names() if name.startswith("DiffCLIP")]
+BASELINES = [name for name in diffclip_openclip.model_names() if name.endswith("-baseline")]
+
+
+@pytest.fixture(scope="module")
+def model_of():
+    """open_clip's model by name, on the meta device, each built once."""
+    models = {}
+
+    def build(name):
+        if name not in models:
+            with torch.device("meta"):
+                models[name] = open_clip.create_model(name, device="meta")
+        return models[name]
+
+    return build
+
+
+def _num_parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def _baseline_of(name):
+    size = name.removeprefix("DiffCLIP-").removesuffix("-vision").removesuffix("-dynamic")
+    return f"CLIP-{size}-baseline"
+
+
+def test_public_names():
+    assert set(diffclip_openclip.__all__) == {
+        "DiffCLIPTextConfig",
+        "DiffCLIPTextModel",
+        "DifferentialAttention",
+        "differential_attention_reference",
+        "from_reference",
+        "model_names",
+        "register",
+        "to_reference",
+    }
+    for name in diffclip_openclip.__all__:
+        assert callable(getattr(diffclip_openclip, name))
+
+
+def test_version_is_that_of_the_distribution():
+    assert diffclip_openclip.__version__ == importlib.metadata.version("diffclip-openclip")
+
+
+def test_every_model_name_is_known_to_open_clip():
+    assert len(DIFFERENTIAL) + len(BASELINES) == len(diffclip_openclip.model_names())
+    assert set(diffclip_openclip.model_names()) <= set(open_clip.list_models())
+
+
+def test_parameter_counts_of_the_papers_models(model_of):
+    baseline = _num_parameters(model_of("CLIP-B-16-baseline"))
+    assert baseline == 149_619_969
+    assert _num_parameters(model_of("DiffCLIP-B-16")) == 149_629_185 == baseline + 9_216
+    assert _num_parameters(model_of("DiffCLIP-B-16-dynamic")) == 149_629_185
+    assert _num_parameters(model_of("DiffCLIP-B-16-vision")) == baseline + 9_216 // 2
+
+
+@pytest.mark.parametrize("name", DIFFERENTIAL)
+def test_differential_attention_adds_six_head_sizes_a_layer(name, model_of):
+    """Four lambda vectors of the head's size and a norm of twice that, and nothing else that has parameters."""
+    model, baseline = model_of(name), model_of(_baseline_of(name))
+    layers = [m for m in model.modules() if isinstance(m, DifferentialAttention)]
+    expected = sum(4 * layer.head_dim + 2 * layer.head_dim for layer in layers)
+    assert _num_parameters(model) - _num_parameters(baseline) == expected
+
+    image_layers = len(model.visual.trunk.blocks)
+    text_layers = 0 if name.endswith("-vision") else len(model.text.transformer.layers)
+    assert len(layers) == image_layers + text_layers
+    assert image_layers == len(baseline.visual.trunk.blocks)
+    assert text_layers in (0, len(baseline.text.transformer.resblocks))
+
+
+@pytest.mark.parametrize("name", DIFFERENTIAL)
+def test_lambda_init_is_the_names(name, model_of):
+    model = model_of(name)
+    for tower in [model.visual] if name.endswith("-vision") else [model.visual, model.text]:
+        actual = [m.lambda_init for m in tower.modules() if isinstance(m, DifferentialAttention)]
+        if name.endswith("-dynamic"):
+            assert actual[:3] == pytest.approx([0.2, 0.355509, 0.470713], abs=1e-6)
+            assert actual == sorted(actual)
+        else:
+            assert set(actual) == {0.8}
+
+
+@pytest.mark.parametrize("name", DIFFERENTIAL)
+def test_heads_and_widths_are_the_baselines(name, model_of):
+    model, baseline = model_of(name), model_of(_baseline_of(name))
+    for block, plain in zip(model.visual.trunk.blocks, baseline.visual.trunk.blocks, strict=True):
+        assert (block.attn.num_heads, block.attn.head_dim) == (plain.attn.num_heads, plain.attn.head_dim)
+    if not name.endswith("-vision"):
+        for layer, plain in zip(model.text.transformer.layers, baseline.text.transformer.resblocks, strict=True):
+            assert (layer.attn.num_heads, layer.attn.head_dim) == (plain.attn.num_heads, plain.attn.head_dim)
+            assert layer.mlp.c_fc.out_features == plain.mlp.c_fc.out_features
+    assert model.context_length == baseline.context_length
+    assert model.visual.image_size == baseline.visual.image_size
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_baselines_have_plain_attention_and_quick_gelu_in_the_text_tower(name, model_of):
+    model = model_of(name)
+    assert not any("lambda" in key or "sub_norm" in key for key in model.state_dict())
+    assert not any(isinstance(m, DifferentialAttention) for m in model.modules())
+    assert type(model.visual.trunk).__name__ == "VisionTransformer"
+    assert isinstance(model.visual.trunk.norm_pre, torch.nn.Identity)
+    for block in model.visual.trunk.blocks:
+        assert isinstance(block.mlp.act, torch.nn.GELU)
+    for block in model.text.transformer.resblocks:
+        assert type(block.mlp.gelu).__name__ == "QuickGELU"
+
+
+@pytest.mark.parametrize("name", diffclip_openclip.model_names())
+def test_forward_on_the_meta_device(name, model_of):
+    model = model_of(name)
+    embed_dim = open_clip.get_model_config(name)["embed_dim"]
+    images = torch.empty(2, 3, *model.visual.image_size, device="meta")
+    text = torch.empty(2, model.context_length, dtype=torch.int64, device="meta")
+    assert model.encode_image(images).shape == (2, embed_dim)
+    assert model.encode_text(text).shape == (2, embed_dim)
+    assert model.logit_scale.shape == ()
+    assert model.visual.head.proj.bias is None

@@ -7,6 +7,8 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
+# a process for each core, of one thread
+PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 
 .PHONY: quickstart test test-all lint clean
 
@@ -20,10 +22,10 @@ quickstart: $(INSTALLED)
 	$(RUN) examples/emoji/quickstart.py $(if $(COMPARE),--compare)
 
 test: $(INSTALLED)
-	$(RUN) -m pytest
+	$(PYTEST)
 
 test-all: $(INSTALLED)
-	$(RUN) -m pytest -m 'slow or not slow'
+	$(PYTEST) -m 'slow or not slow'
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

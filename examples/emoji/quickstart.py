@@ -18,7 +18,7 @@ from report import SPLITS, print_table, result_file, save_predictions
 
 DATA = Path(__file__).resolve().parent / "data"
 BATCH_SIZE = 256
-EPOCHS = 14
+EPOCHS = 13
 MODEL, BASELINE = "DiffCLIP-nano", "CLIP-nano-baseline"
 
 

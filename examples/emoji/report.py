@@ -56,7 +56,7 @@ def print_table(models: list[str], runs: Path) -> None:
         results = [json.loads(result_file(runs, model, split.name).read_text())["metrics"] for model in models]
         for key, title, chance in split.metrics:
             values = [f"{100 * metrics[key]:.1f} %" for metrics in results]
-            rows.append([split.title, title, f"{100 * chance:.2g} %", *values])
+            rows.append([split.title, title, f"{100 * chance:.3g} %", *values])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     rows.insert(1, ["-" * width for width in widths])
     print()

@@ -37,8 +37,8 @@ def train(model: str, runs: Path, epochs: int) -> Path:
     command += ["--dataset-type", "webdataset", "--train-data", str(shards), "--workers", "1"]
     command += ["--batch-size", str(BATCH_SIZE), "--epochs", str(epochs), "--seed", "0", "--precision", "fp32"]
     command += ["--lr", "1e-3", "--warmup", "40", "--wd", "0.1", "--beta1", "0.9", "--beta2", "0.98", "--eps", "1e-8"]
-    # colours and crops vary, since vendors differ in them
-    command += ["--aug-cfg", "scale=(0.6,1.0)", "color_jitter=(0.4,0.4,0.4,0.1)", "color_jitter_prob=0.8"]
+    # crops and colours vary, since vendors differ in them
+    command += ["--aug-cfg", "scale=(0.6,1.0)", "color_jitter=(0.4,0.4,0.4,0)", "color_jitter_prob=0.5"]
     command += ["gray_scale_prob=0.2", "--log-every-n-steps", "10", "--save-most-recent", "--save-frequency", "0"]
     run([*command, "--resume", "latest"])
     return runs / model / "checkpoints" / "epoch_latest.pt"

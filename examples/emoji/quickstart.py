@@ -63,6 +63,8 @@ def main() -> None:
 
     # the environment's own commands, also where it is not activated
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    # the data loader's process needs the cores on which the trainer's threads would otherwise spin
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     models = [MODEL, BASELINE] if args.compare else [MODEL]
     seconds, checkpoints = {}, {}
     for model in models:

@@ -105,7 +105,7 @@ def save_predictions(model_name: str, checkpoint: Path, directory: Path, output:
     ):
         _draw(axis, picture, labels[truth], [labels[i] for i in index], probability)
     figure.suptitle(
-        f"{model_name} on a vendor it has not seen: top {TOP} of {len(labels):,} labels (true label in green)"
+        f"{model_name} on a vendor it has not seen: true label above, its top {TOP} of {len(labels):,} below"
     )
     temporary = output.with_name(f".{output.name}")
     figure.savefig(temporary, dpi=110, format="png")
@@ -113,14 +113,17 @@ def save_predictions(model_name: str, checkpoint: Path, directory: Path, output:
     plt.close(figure)
 
 
+def _short(label: str) -> str:
+    return label if len(label) <= 28 else f"{label[:27]}…"
+
+
 def _draw(axis: Any, picture: Any, truth: str, guesses: list[str], probabilities: list[float]) -> None:
     axis.imshow(picture)
     axis.axis("off")
+    axis.set_title(_short(truth), fontsize=8, pad=2)
     for line, (guess, probability) in enumerate(zip(guesses, probabilities, strict=True)):
-        text = guess if len(guess) <= 28 else f"{guess[:27]}…"
         color = "#00734d" if guess == truth else "#444444"
         weight = "bold" if guess == truth else "normal"
-        axis.text(
-            0.5, -0.04 - 0.11 * line, f"{text} {100 * probability:.0f} %", transform=axis.transAxes, fontsize=8,
-            ha="center", va="top", color=color, fontweight=weight,
-        )  # fmt: skip
+        text = f"{_short(guess)} {100 * probability:.0f} %"
+        style = {"color": color, "fontweight": weight, "fontsize": 8, "ha": "center", "va": "top"}
+        axis.text(0.5, -0.04 - 0.11 * line, text, transform=axis.transAxes, **style)

@@ -1,7 +1,7 @@
 """What the start-up hook costs an interpreter that never imports open_clip:  python benchmarks/startup.py
 
-Starts this interpreter with the hook and with DIFFCLIP_OPENCLIP_AUTOLOAD=0 and without site-packages' start-up line at
-all, in turn; whole-process medians. Run it in an environment that has the package installed.
+Starts the interpreters of two new virtual environments in turn, with the hook's files and without; whole-process
+medians. Run it in an environment that has the package installed.
 """
 
 import argparse

@@ -1,10 +1,11 @@
 """Start-up hook: registers diffclip_openclip's models when, and only when, open_clip is imported.
 
-``diffclip_openclip_autoload.pth`` (``.start`` from Python 3.15 on, PEP 829) calls :func:`arm` at interpreter start,
-which puts a finder for ``open_clip`` on ``sys.meta_path`` (importlib's extension point) and imports nothing else. Set
+This module is a finder for ``sys.meta_path``, importlib's extension point. ``diffclip_openclip_autoload.pth`` puts a
+stand-in there at interpreter start that imports this module only when open_clip is looked for, since importing anything
+costs an interpreter milliseconds; from Python 3.15 on, ``.start`` (PEP 829) calls :func:`arm` instead. Set
 ``DIFFCLIP_OPENCLIP_AUTOLOAD=0`` to switch it off; ``import diffclip_openclip`` then registers the models.
 
-Annotations are strings here: the names they need would have to be imported at every interpreter start.
+Annotations are strings here: the names they need would have to be imported.
 """
 
 import os
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 HOST = "open_clip"
 SWITCH = "DIFFCLIP_OPENCLIP_AUTOLOAD"
+armed_by = __name__  # marks our finders: this module and the stand-in of the .pth
 
 
 def _register() -> None:
@@ -55,33 +57,33 @@ class _HostLoader:
         _register()
 
 
-class _HostFinder:
-    """Finds open_clip with the other finders and wraps its loader; leaves every other module alone."""
+def _is_ours(finder: object) -> bool:
+    return getattr(finder, "armed_by", None) == armed_by
 
-    def find_spec(
-        self, fullname: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
-    ) -> "ModuleSpec | None":
-        if fullname != HOST:
-            return None
-        for finder in sys.meta_path:
-            if finder is self or not hasattr(finder, "find_spec"):
-                continue
-            spec = finder.find_spec(fullname, path, target)
-            if spec is not None:
-                if hasattr(spec.loader, "exec_module"):
-                    spec.loader = _HostLoader(spec.loader)  # type: ignore[assignment]  # a loader by its methods
-                return spec
+
+def find_spec(
+    fullname: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
+) -> "ModuleSpec | None":
+    """Find open_clip with the other finders and wrap its loader; leave every other module alone."""
+    if fullname != HOST or os.environ.get(SWITCH) == "0":
         return None
+    for finder in sys.meta_path:
+        if _is_ours(finder) or not hasattr(finder, "find_spec"):
+            continue
+        spec = finder.find_spec(fullname, path, target)
+        if spec is not None:
+            if hasattr(spec.loader, "exec_module"):
+                spec.loader = _HostLoader(spec.loader)  # type: ignore[assignment]  # a loader by its methods
+            return spec
+    return None
 
 
 def arm() -> None:
-    """Put the finder on ``sys.meta_path``, once; does nothing where it is switched off."""
-    if os.environ.get(SWITCH) == "0" or HOST in sys.modules:
-        return
-    if not any(isinstance(finder, _HostFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _HostFinder())
+    """Put this finder on ``sys.meta_path``, once."""
+    if not any(_is_ours(finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, sys.modules[__name__])
 
 
 def disarm() -> None:
-    """Take the finder away again."""
-    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _HostFinder)]
+    """Take our finders away again."""
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not _is_ours(finder)]

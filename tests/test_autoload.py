@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY, run_host, run_python
+from conftest import REPOSITORY, run_python
 
 SOURCE = REPOSITORY / "src"
 
@@ -57,7 +57,7 @@ def test_the_host_keeps_its_own_loader(stand_ins, tmp_path):
     code = (
         "import sys, open_clip, importlib, importlib.resources as resources\n"
         "print(type(open_clip.__loader__).__name__, type(open_clip.__spec__.loader).__name__)\n"
-        "print(any('diffclip' in type(finder).__module__ for finder in sys.meta_path))\n"
+        "print(any(hasattr(finder, 'armed_by') for finder in sys.meta_path))\n"
         "print(resources.files('open_clip').joinpath('factory.py').is_file())\n"
         "importlib.reload(open_clip)"
     )
@@ -80,38 +80,50 @@ def test_an_error_of_the_host_stays_its_own(stand_ins, tmp_path):
     assert _run(code, stand_ins, tmp_path) == "torch is too old\n"
 
 
-def test_missing_host_is_the_usual_error(tmp_path):
-    code = (
-        "import sys, diffclip_openclip_autoload as hook\n"
-        "hook.arm(); hook.arm()\n"
-        "print(sum(type(f).__name__ == '_HostFinder' for f in sys.meta_path))\n"
-        "try:\n import open_clip\nexcept ModuleNotFoundError as error:\n print(error.name)\n"
-    )
-    # -S: no site-packages, so no open_clip
-    done = subprocess.run([sys.executable, "-S", "-c", f"import sys; sys.path.insert(0, {str(SOURCE)!r})\n{code}"],
-                          capture_output=True, text=True, cwd=tmp_path)  # fmt: skip
-    assert done.stdout.splitlines() == ["1", "open_clip"], done.stderr
+PTH_LINE = (SOURCE / "diffclip_openclip_autoload.pth").read_text().strip()
+ARMED = {  # as site does it: the .pth's line, or from Python 3.15 on the .start's entry point
+    "pth": PTH_LINE,
+    "start": "import diffclip_openclip_autoload as hook; hook.arm(); hook.arm()",
+}
 
 
-def test_startup_files_call_arm_and_survive_its_absence(tmp_path):
+def _bare(code, *path):
+    """Run without site-packages, so without start-up files and without open_clip."""
+    code = f"import sys; sys.path[:0] = {[str(p) for p in path]!r}\n{code}"
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True)
+    assert not done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("armed", ARMED.values(), ids=list(ARMED))
+def test_both_start_up_files_arm_once(armed, stand_ins):
+    code = f"{armed}\nours = lambda: sum(hasattr(f, 'armed_by') for f in sys.meta_path)\nprint(ours())\n"
+    assert _bare(f"{code}import open_clip; print(ours())", stand_ins, SOURCE) == ["1", "host", "plugin", "0"]
+
+
+@pytest.mark.parametrize("armed", ARMED.values(), ids=list(ARMED))
+def test_missing_host_is_the_usual_error(armed):
+    code = f"{armed}\ntry:\n import open_clip\nexcept ModuleNotFoundError as error:\n print(error.name)"
+    assert _bare(code, SOURCE) == ["open_clip"]
+
+
+def test_half_uninstalled_hook_never_breaks_the_host(stand_ins):
+    assert _bare(f"{PTH_LINE}\nimport open_clip", stand_ins) == ["host"]
+
+
+def test_start_up_imports_nothing():
+    code = f"{PTH_LINE}\nimport json\nprint('diffclip_openclip_autoload' in sys.modules)"
+    assert _bare(code, SOURCE) == ["False"]
+    code = f"import os; before = set(sys.modules)\n{ARMED['start']}\nprint(sorted(set(sys.modules) - before))"
+    assert _bare(code, SOURCE) == ["['diffclip_openclip_autoload']"]
+
+
+def test_start_up_files_have_the_form_that_site_reads():
+    assert PTH_LINE.startswith("import ")
+    assert "\n" not in PTH_LINE
     entry_points = (SOURCE / "diffclip_openclip_autoload.start").read_text().split()
     assert entry_points == ["diffclip_openclip_autoload:arm"]
     assert callable(pkgutil.resolve_name(entry_points[0]))
-    (line,) = (SOURCE / "diffclip_openclip_autoload.pth").read_text().splitlines()
-    assert line.startswith("import ")  # what site executes
-    for path, armed in ((str(SOURCE), True), (str(tmp_path), False)):
-        code = f"import sys; sys.path[:0] = [{path!r}]\n{line}\nprint('diffclip_openclip_autoload' in sys.modules)"
-        done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True)
-        assert (done.stdout, done.stderr) == (f"{armed}\n", "")
-
-
-def test_hook_imports_only_what_a_bare_interpreter_has(tmp_path):
-    code = (
-        f"import sys; sys.path.insert(0, {str(SOURCE)!r}); before = set(sys.modules)\n"
-        "import diffclip_openclip_autoload as hook; hook.arm(); print(sorted(set(sys.modules) - before))"
-    )
-    output = run_host([sys.executable, "-c", code], tmp_path, DIFFCLIP_OPENCLIP_AUTOLOAD="1").stdout
-    assert output in ("[]\n", "['diffclip_openclip_autoload']\n")
 
 
 def test_real_host_and_trainer_modules(tmp_path):

@@ -24,7 +24,8 @@ FLAGS = {
     "amp_bf16": ["--precision", "amp_bf16"],
     "pure_bf16": ["--precision", "pure_bf16"],
     "bf16": ["--precision", "bf16"],
-    "fp16": ["--precision", "fp16"],
+    # AdamW's eps of 1e-8 is 0 in float16, and the plain CLIP's loss is NaN after a step too
+    "fp16": ["--precision", "fp16", "--eps", "1e-4"],
     "accum-freq": ["--accum-freq", "2"],
     "torchscript": ["--torchscript"],
     "timm optimizer": ["--opt", "timm/lamb"],
@@ -41,6 +42,6 @@ def test_trains(flags, train_shard, tmp_path):
     output = run_host([*command, *flags], tmp_path).stdout
     losses = [float(loss) for loss in re.findall(r" Loss: (\S+)", output)]
     assert len(losses) == (2 if "--accum-freq" in flags else 4)
-    # random guessing among 8 pairs is ln 8 = 2.1; SigLIP's loss starts near 0.6 a pair
-    assert all(0.0 < loss < 10.0 for loss in losses)
+    # guessing among 8 pairs is ln 8 = 2.1; SigLIP starts at its logit_bias of -10, so near 10
+    assert all(0.0 < loss < (20.0 if "--siglip" in flags else 4.0) for loss in losses), losses
     assert (tmp_path / "logs" / "run" / "checkpoints" / "epoch_1.pt").is_file()

@@ -12,7 +12,8 @@ PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 
 .PHONY: quickstart test test-all lint clean
 
-$(INSTALLED): pyproject.toml hatch_build.py
+# an editable install holds copies of the start-up files
+$(INSTALLED): pyproject.toml hatch_build.py $(wildcard src/*.pth src/*.start)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.12 ...")'
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet -e '.[all]'

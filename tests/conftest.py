@@ -37,6 +37,13 @@ def train_shard(tmp_path_factory) -> Path:
     return path
 
 
+def train_arguments(shard: Path) -> list[str]:
+    """open_clip's trainer on :func:`train_shard`: 4 steps an epoch, into logs/run of the working directory."""
+    arguments = ["--model", "DiffCLIP-nano", "--dataset-type", "webdataset", "--train-data", str(shard)]
+    arguments += ["--train-num-samples", "32", "--batch-size", "8", "--workers", "1", "--warmup", "1"]
+    return [*arguments, "--name", "run", "--logs", "logs"]
+
+
 @pytest.fixture(scope="session")
 def eval_root(tmp_path_factory) -> Path:
     """Small sets in clip_benchmark's webdataset layout: ``groups`` (classification) and ``retrieval``."""

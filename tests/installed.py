@@ -30,6 +30,11 @@ class Environment:
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
 
+    def install(self, kind: str, wheel: Path, checkout: Path) -> None:
+        """Install ``wheel``, or for the kind "editable" the checkout, without dependencies."""
+        source = [str(wheel)] if kind == "wheel" else ["--no-build-isolation", "--editable", str(checkout)]
+        self.pip("install", "--no-deps", "--ignore-installed", *source)
+
 
 def new_environment(root: Path) -> Environment:
     """Create it; a path line makes the running environment's packages importable, without its start-up files."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, plain_environment, run_host, run_python
+from conftest import REPOSITORY, plain_environment, run_host, run_python, train_arguments
 from installed import Environment, new_environment
 
 from diffclip_openclip import __version__, model_names
@@ -37,8 +37,7 @@ def wheel(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module", params=["wheel", "editable"])
 def environment(request, tmp_path_factory, wheel) -> Environment:
     environment = new_environment(tmp_path_factory.mktemp(request.param) / "venv")
-    source = [str(wheel)] if request.param == "wheel" else ["--no-build-isolation", "--editable", str(REPOSITORY)]
-    environment.pip("install", "--no-deps", "--ignore-installed", *source)
+    environment.install(request.param, wheel, REPOSITORY)
     return environment
 
 
@@ -85,10 +84,8 @@ def model_config(name: str) -> dict:
 
 
 def _train_arguments(shard: Path, epochs: int) -> list[str]:
-    arguments = ["--model", "DiffCLIP-nano", "--dataset-type", "webdataset", "--train-data", str(shard)]
-    arguments += ["--train-num-samples", "32", "--batch-size", "8", "--workers", "1", "--epochs", str(epochs)]
-    arguments += ["--name", "run", "--logs", "logs", "--save-most-recent", "--save-frequency", "0", "--warmup", "1"]
-    return [*arguments, "--precision", "fp32", "--resume", "latest"]
+    saving = ["--save-most-recent", "--save-frequency", "0", "--resume", "latest"]
+    return [*train_arguments(shard), "--epochs", str(epochs), "--precision", "fp32", *saving]
 
 
 def _train_until_killed(environment: Environment, arguments: list[str], folder: Path, checkpoint: Path) -> None:
@@ -149,8 +146,7 @@ def test_train_kill_resume_and_benchmark(environment, checkpoint, eval_root, tmp
 def test_uninstall_leaves_nothing(source, wheel, tmp_path):
     environment = new_environment(tmp_path / "venv")
     before = {path.name for path in environment.site_packages.iterdir()}
-    arguments = [str(wheel)] if source == "wheel" else ["--no-build-isolation", "--editable", str(REPOSITORY)]
-    environment.pip("install", "--no-deps", "--ignore-installed", *arguments)
+    environment.install(source, wheel, REPOSITORY)
     assert {path.name for path in environment.site_packages.iterdir()} > before | STARTUP_FILES
     environment.pip("uninstall", "--yes", "diffclip-openclip")
     assert {path.name for path in environment.site_packages.iterdir() if path.name != "__pycache__"} == before

@@ -4,7 +4,7 @@ import re
 import sys
 
 import pytest
-from conftest import run_host
+from conftest import run_host, train_arguments
 
 FLAGS = {
     "none": [],
@@ -35,10 +35,8 @@ FLAGS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", FLAGS.values(), ids=list(FLAGS))
 def test_trains(flags, train_shard, tmp_path):
-    command = [sys.executable, "-m", "open_clip_train.main", "--model", "DiffCLIP-nano", "--dataset-type", "webdataset"]
-    command += ["--train-data", str(train_shard), "--train-num-samples", "32", "--batch-size", "8", "--workers", "1"]
-    command += ["--epochs", "1", "--warmup", "1", "--lr", "1e-3", "--beta1", "0.9", "--beta2", "0.98", "--eps", "1e-8"]
-    command += ["--name", "run", "--logs", "logs", "--log-every-n-steps", "1"]
+    command = [sys.executable, "-m", "open_clip_train.main", *train_arguments(train_shard), "--epochs", "1"]
+    command += ["--lr", "1e-3", "--beta1", "0.9", "--beta2", "0.98", "--eps", "1e-8", "--log-every-n-steps", "1"]
     output = run_host([*command, *flags], tmp_path).stdout
     losses = [float(loss) for loss in re.findall(r" Loss: (\S+)", output)]
     assert len(losses) == (2 if "--accum-freq" in flags else 4)

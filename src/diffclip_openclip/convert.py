@@ -19,9 +19,9 @@ StateDict = dict[str, torch.Tensor]
 class Row:
     """One line of the key map.
 
-    ``shape`` is the reference tensor's: numbers, or letters that must stand for
-    the same number everywhere, optionally with a factor ("2d"). ``how`` is "same", "transposed" (a projection matrix
-    that open_clip keeps in a linear layer), or "qkv" (``{x}`` runs over q, k, v, which are one layer here).
+    ``shape`` is the reference tensor's: numbers, or letters that must stand for the same number everywhere in a tower
+    (E in both), optionally with a factor ("2d"). ``how`` is "same", "transposed" (a projection matrix that open_clip
+    keeps in a linear layer), or "qkv" (``{x}`` runs over q, k, v, which are one layer here).
     """
 
     reference: str

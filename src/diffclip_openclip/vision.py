@@ -115,7 +115,7 @@ def _register_tower(size: str, kind: str) -> None:
         )
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-        return _create(name, size, pretrained, **(_KINDS.get(kind, {}) | kwargs))
+        return _create(name, size, pretrained, **(_KINDS[kind] | kwargs))
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
     globals()[name] = register_model(entrypoint)
@@ -134,9 +134,10 @@ def _differential_tower(lambda_init: float | str) -> dict[str, Any]:
 _KINDS: dict[str, dict[str, Any]] = {
     "diffclip": _differential_tower(LAMBDA_INIT),
     "diffclip_dynamic": _differential_tower(DYNAMIC),
+    "plain": {},
 }
 # timm has a plain ViT of every size but the quick start's
-_TOWERS = [*itertools.product(_SIZES, _KINDS), ("nano_patch12", "plain")]
+_TOWERS = [*itertools.product(_SIZES, ("diffclip", "diffclip_dynamic")), ("nano_patch12", "plain")]
 default_cfgs = generate_default_cfgs({_tower_name(*tower): _default_cfg(tower[0]) for tower in _TOWERS})
 for _size, _kind in _TOWERS:
     _register_tower(_size, _kind)

@@ -71,5 +71,10 @@ def run_host(command: list[str], cwd: Path, **extra: str) -> subprocess.Complete
     return done
 
 
+def script(name: str) -> str:
+    """A console script of the environment that the tests run in."""
+    return str(Path(sys.executable).with_name(name))
+
+
 def run_python(code: str, cwd: Path, python: str = sys.executable, **extra: str) -> str:
     return run_host([python, "-c", code], cwd, **extra).stdout

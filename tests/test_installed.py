@@ -48,7 +48,8 @@ def _contents(wheel: Path) -> set[str]:
 
 def test_wheel_has_everything_and_nothing_else(wheel, tmp_path):
     contents = _contents(wheel)
-    modules = {path.name for path in (REPOSITORY / "src" / "diffclip_openclip").glob("*.py")} | {"py.typed"}
+    package = REPOSITORY / "src" / "diffclip_openclip"
+    modules = {str(path.relative_to(package)) for path in package.rglob("*.py")} | {"py.typed"}
     configs = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "model_configs").rglob("*.json")}
     assert contents == (
         {f"diffclip_openclip/{name}" for name in modules | configs} | STARTUP_FILES | {"diffclip_openclip_autoload.py"}

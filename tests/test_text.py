@@ -10,7 +10,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 
-from diffclip_openclip import DiffCLIPTextConfig, DiffCLIPTextModel
+from diffclip_openclip import (
+    DiffCLIPTextConfig,
+    DiffCLIPTextModel,
+    DifferentialAttention,
+    DifferentialAttentionV2,
+)
 from diffclip_openclip.registration import config_dir
 
 START, END = 48, 49
@@ -68,6 +73,7 @@ def test_defaults_are_the_text_tower_of_b16():
         "hidden_act": "quick_gelu",
         "layer_norm_eps": 1e-5,
         "attention_dropout": 0.0,
+        "attention_version": 1,
         "lambda_init": 0.8,
     }
     assert {name: getattr(config, name) for name in expected} == expected
@@ -96,6 +102,24 @@ def test_bad_heads_are_refused(sizes, parts):
         assert part in str(error.value)
 
 
+@pytest.mark.parametrize("version", [0, 3, "2", None])
+def test_bad_attention_version_is_refused(version):
+    with pytest.raises(ValueError, match=r"attention_version is .* must be 1 or 2") as error:
+        _config(attention_version=version)
+    assert repr(version) in str(error.value)
+
+
+def test_attention_version_decides_the_class():
+    for version, attention in ((1, DifferentialAttention), (2, DifferentialAttentionV2)):
+        model = _model(attention_version=version, attention_dropout=0.25)
+        assert [type(layer.attn) for layer in model.layers] == [attention] * 3
+        assert {(layer.attn.num_heads, layer.attn.attn_drop_p) for layer in model.layers} == {(4, 0.25)}
+
+
+def test_version_2_takes_an_odd_number_of_heads():
+    assert _model(attention_version=2, num_attention_heads=1)(TEXTS).pooler_output.isfinite().all()
+
+
 def test_auto_classes():
     assert type(AutoConfig.for_model("diffclip_text")) is DiffCLIPTextConfig
     torch.manual_seed(0)
@@ -121,15 +145,18 @@ def test_layer_norm_eps():
 # --- what the tower computes ---
 
 
-def test_layers_are_pre_norm_causal_with_quick_gelu():
-    model = _model().double()
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("hidden_act", ["quick_gelu", "gelu"])
+def test_layers_are_pre_norm_causal(hidden_act, version):
+    act, other = (_quick_gelu, F.gelu) if hidden_act == "quick_gelu" else (F.gelu, _quick_gelu)
+    model = _model(hidden_act=hidden_act, attention_version=version).double()
     layer = model.layers[0]
     x = torch.randn(2, 8, 32, dtype=torch.float64)
     y = x + layer.attn(layer.ln_1(x), is_causal=True)
     hidden = layer.mlp.c_fc(layer.ln_2(y))
-    torch.testing.assert_close(layer(x), y + layer.mlp.c_proj(_quick_gelu(hidden)), rtol=0, atol=1e-12)
+    torch.testing.assert_close(layer(x), y + layer.mlp.c_proj(act(hidden)), rtol=0, atol=1e-12)
     # the weights are small: make sure that another activation would have been seen
-    assert (layer.mlp.c_proj(_quick_gelu(hidden)) - layer.mlp.c_proj(F.gelu(hidden))).abs().max() > 1e-4
+    assert (layer.mlp.c_proj(act(hidden)) - layer.mlp.c_proj(other(hidden))).abs().max() > 1e-4
 
 
 def test_pools_at_the_first_largest_token():
@@ -140,8 +167,9 @@ def test_pools_at_the_first_largest_token():
     assert torch.equal(out.pooler_output, torch.stack(expected))
 
 
-def test_shorter_context_gives_the_same_embedding():
-    model = _model().double()
+@pytest.mark.parametrize("version", [1, 2])
+def test_shorter_context_gives_the_same_embedding(version):
+    model = _model(attention_version=version).double()
     for length in (5, 6):
         torch.testing.assert_close(
             model(TEXTS[:2, :length]).pooler_output, model(TEXTS[:2]).pooler_output, rtol=0, atol=1e-12
@@ -222,8 +250,9 @@ def test_pooling_layer(how, kwargs, pooled, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")  # open_clip calls this one
-def test_gradient_checkpointing_gives_the_same_gradients():
-    model = _model(attention_dropout=0.2).train()
+@pytest.mark.parametrize("version", [1, 2])
+def test_gradient_checkpointing_gives_the_same_gradients(version):
+    model = _model(attention_dropout=0.2, attention_version=version).train()
 
     def gradients():
         model.zero_grad()
@@ -241,15 +270,17 @@ def test_gradient_checkpointing_gives_the_same_gradients():
         assert torch.equal(actual[name], expected[name]), name
 
 
-def test_every_parameter_gets_a_gradient():
-    model = _model()
+@pytest.mark.parametrize("version", [1, 2])
+def test_every_parameter_gets_a_gradient(version):
+    model = _model(attention_version=version)
     model(TEXTS).pooler_output.pow(3).sum().backward()
     for name, p in model.named_parameters():
         assert p.grad.abs().max() > 0, name
 
 
-def test_compiles_without_graph_breaks():
-    model = _model(num_hidden_layers=1)
+@pytest.mark.parametrize("version", [1, 2])
+def test_compiles_without_graph_breaks(version):
+    model = _model(num_hidden_layers=1, attention_version=version)
     compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
     actual, expected = compiled(TEXTS), model(TEXTS)
     torch.testing.assert_close(actual.pooler_output, expected.pooler_output, rtol=1e-5, atol=1e-5)  # float32
@@ -294,9 +325,10 @@ def _check_initialised(model):
 WIDE = {"hidden_size": 128, "intermediate_size": 256, "vocab_size": 200, "max_position_embeddings": 32}
 
 
+@pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("how", ["class", "config", "directory"])
-def test_initialisation(how, tmp_path):
-    config = _config(**WIDE)
+def test_initialisation(how, version, tmp_path):
+    config = _config(**WIDE, attention_version=version)
     torch.manual_seed(0)
     if how == "class":
         model = DiffCLIPTextModel(config)
@@ -309,20 +341,23 @@ def test_initialisation(how, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "missing",
+    ("version", "missing"),
     [
-        "embeddings.token_embedding.weight",
-        "embeddings.positional_embedding",
-        "layers.0.attn.qkv.weight",
-        "layers.0.attn.proj.weight",
-        "layers.0.attn.lambda_q1",
-        "layers.1.attn.sub_norm.weight",
-        "layers.1.mlp.c_fc.weight",
-        "ln_final.bias",
+        (1, "embeddings.token_embedding.weight"),
+        (1, "embeddings.positional_embedding"),
+        (1, "layers.0.attn.qkv.weight"),
+        (1, "layers.0.attn.proj.weight"),
+        (1, "layers.0.attn.lambda_q1"),
+        (1, "layers.1.attn.sub_norm.weight"),
+        (1, "layers.1.mlp.c_fc.weight"),
+        (1, "ln_final.bias"),
+        (2, "layers.0.attn.qkv.weight"),
+        (2, "layers.0.attn.proj.weight"),
+        (2, "layers.1.attn.lambda_proj.weight"),
     ],
 )
-def test_weights_missing_from_a_checkpoint_are_initialised_and_the_others_kept(missing, tmp_path):
-    model = _model(**WIDE)
+def test_weights_missing_from_a_checkpoint_are_initialised_and_the_others_kept(version, missing, tmp_path):
+    model = _model(**WIDE, attention_version=version)
     model.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     del weights[missing]
@@ -349,6 +384,25 @@ def test_save_and_load_is_exact(auto, lambda_init, tmp_path):
     assert _same_weights(loaded, model)
     assert [layer.attn.lambda_init for layer in loaded.layers] == [layer.attn.lambda_init for layer in model.layers]
     assert torch.equal(loaded(TEXTS).pooler_output, model(TEXTS).pooler_output)
+
+
+@pytest.mark.parametrize("hidden_act", ["quick_gelu", "gelu"])
+def test_save_and_load_of_version_2_is_exact(hidden_act, tmp_path):
+    model = _model(attention_version=2, hidden_act=hidden_act)
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["attention_version"] == 2
+    torch.manual_seed(1)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert _same_weights(loaded, model)
+    assert torch.equal(loaded(TEXTS).pooler_output, model(TEXTS).pooler_output)
+
+
+def test_configs_from_before_version_2_are_version_1(tmp_path):
+    _config().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["attention_version"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert AutoConfig.from_pretrained(tmp_path).attention_version == 1
 
 
 @pytest.mark.parametrize("kwargs", [{"max_shard_size": "10KB"}, {"variant": "fp16"}])

@@ -10,26 +10,37 @@ import sys
 import pytest
 import timm
 import torch
+from timm.layers import Attention, QuickGELU
 from timm.models import group_parameters
 from timm.optim import param_groups_weight_decay
 
 import diffclip_openclip  # noqa: F401  registers the towers
-from diffclip_openclip import DifferentialAttention
+from diffclip_openclip import DifferentialAttention, DifferentialAttentionV2
 
 # (embed_dim, depth, num_heads): ViT (arXiv 2010.11929, table 1; H/14 with 16 heads), DeiT-S (arXiv 2012.12877, table 1)
 SIZES = {
     "vit_small_patch16": (384, 12, 6),
     "vit_base_patch16": (768, 12, 12),
     "vit_base_patch32": (768, 12, 12),
+    "vit_large_patch16": (1024, 24, 16),
     "vit_large_patch14": (1024, 24, 16),
     "vit_huge_patch14": (1280, 32, 16),
 }
+# towers with version 2 attention -> timm's, which they are in everything else
+PLAIN_OF = {f"{size}_diffclip_v2_224": f"{size}_224" for size in SIZES} | {
+    f"{size}_{layout}_diffclip_v2_224": f"{size}_{layout}_224"
+    for size in ("vit_base_patch32", "vit_base_patch16", "vit_large_patch14")
+    for layout in ("clip", "clip_quickgelu")
+}
 TOWERS = [
     *(f"{size}_{kind}_224" for size in SIZES for kind in ("diffclip", "diffclip_dynamic")),
+    *PLAIN_OF,
     *timm.list_models("vit_nano_*"),
 ]
 (NANO,) = timm.list_models("vit_nano_*_diffclip_[0-9]*")
 (NANO_DYNAMIC,) = timm.list_models("vit_nano_*_diffclip_dynamic_[0-9]*")
+(NANO_V2,) = timm.list_models("vit_nano_*_diffclip_v2_*")
+(NANO_PLAIN,) = timm.list_models("vit_nano_*_plain_*")
 
 
 def _nano(seed=0, name=NANO, **kwargs):
@@ -67,7 +78,11 @@ def _inputs_of(module):
 
 
 def test_there_is_a_nano_tower_of_every_kind():
-    assert len(timm.list_models("vit_nano_*")) == 3  # static, dynamic, and the plain one of the baseline
+    assert len(timm.list_models("vit_nano_*")) == 4  # static, dynamic, version 2, and the plain one of the baseline
+
+
+def test_no_other_towers_are_registered():
+    assert {name for name in timm.list_models() if "diffclip" in name} == set(TOWERS) - {NANO_PLAIN}
 
 
 @pytest.mark.parametrize("name", TOWERS)
@@ -111,12 +126,92 @@ def test_dimensions(size, kind):
 
 
 def test_nano_towers_differ_in_attention_only():
-    plain = _nano(name=timm.list_models("vit_nano_*_plain_*")[0])
+    plain = _nano(name=NANO_PLAIN)
     differential = _nano()
     assert not any("lambda" in name for name, _ in plain.named_parameters())
     own = re.compile(r"attn\.(lambda_[qk][12]|sub_norm\.weight)$")
     shapes = {n: p.shape for n, p in differential.named_parameters() if not own.search(n)}
     assert shapes == {n: p.shape for n, p in plain.named_parameters()}
+
+
+@pytest.mark.parametrize("name", PLAIN_OF)
+def test_version_2_dimensions(name):
+    embed_dim, depth, num_heads = SIZES[re.match(r"vit_[a-z]+_patch\d+", name)[0]]
+    model, plain = _on_meta(name), _on_meta(PLAIN_OF[name])
+    assert (model.embed_dim, model.num_features, len(model.blocks)) == (embed_dim, embed_dim, depth)
+    for block in model.blocks:
+        assert isinstance(block.attn, DifferentialAttentionV2)
+        assert (block.attn.num_heads, block.attn.head_dim) == (num_heads, embed_dim // num_heads)
+    assert model(torch.empty(2, 3, 224, 224, device="meta")).shape == (2, embed_dim)
+    count = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in plain.parameters())
+    assert count == depth * (embed_dim + 1 + num_heads) * embed_dim  # second queries with their bias, and lambda_proj
+
+
+def _without_attention(model):
+    """Every module outside of the attention with what decides what it computes."""
+    return [
+        (
+            name,
+            type(module),
+            getattr(module, "eps", None),
+            {n: p.shape for n, p in module.named_parameters(recurse=False)},
+        )
+        for name, module in model.named_modules()
+        if not re.search(r"\.attn\b", name)
+    ]
+
+
+@pytest.mark.parametrize("name", PLAIN_OF)
+def test_version_2_towers_differ_from_timms_in_attention_only(name):
+    assert _without_attention(_on_meta(name)) == _without_attention(_on_meta(PLAIN_OF[name]))
+
+
+@pytest.mark.parametrize("layout", ["clip", "clip_quickgelu"])
+def test_openai_layout_as_openai_has_it(layout):
+    model = _on_meta(f"vit_base_patch32_{layout}_diffclip_v2_224")
+    assert isinstance(model.norm_pre, torch.nn.LayerNorm)
+    assert model.patch_embed.proj.bias is None
+    assert {m.eps for m in model.modules() if isinstance(m, torch.nn.LayerNorm)} == {1e-5}
+    for block in model.blocks:
+        assert type(block.mlp.act) is (torch.nn.GELU if layout == "clip" else QuickGELU)
+
+
+@pytest.mark.parametrize("name", PLAIN_OF)
+def test_preprocessing_of_version_2(name):
+    cfg = timm.models.get_pretrained_cfg(name)
+    if "_clip_" in name:
+        openai = timm.models.get_pretrained_cfg("vit_base_patch32_clip_224.openai")
+        assert (cfg.mean, cfg.std, cfg.interpolation) == (openai.mean, openai.std, "bicubic")
+    else:
+        v1 = timm.models.get_pretrained_cfg(name.replace("_v2", ""))
+        assert (cfg.mean, cfg.std, cfg.interpolation) == (v1.mean, v1.std, "bilinear")
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        (NANO_V2, NANO_PLAIN),
+        *((f"vit_base_patch32_{k}_diffclip_v2_224", f"vit_base_patch32_{k}_224") for k in ("clip", "clip_quickgelu")),
+    ],
+)
+def test_version_2_starts_exactly_from_the_plain_tower(name, plain):
+    """Its queries for both maps, no lambda_proj and twice proj.weight: 2 (1 - sigmoid(0)) = 1."""
+    sizes = {"depth": 2, "num_classes": 0}
+    plain = _nano(name=plain, **sizes).double().eval()
+    weights = plain.state_dict()
+    for i, block in enumerate(plain.blocks):
+        C, H = plain.embed_dim, block.attn.num_heads
+        for kind in ("weight", "bias"):
+            q, k, v = weights[f"blocks.{i}.attn.qkv.{kind}"].chunk(3)
+            both = q.view(H, 1, C // H, -1).expand(-1, 2, -1, -1).reshape(2 * C, *q.shape[1:])
+            weights[f"blocks.{i}.attn.qkv.{kind}"] = torch.cat([both, k, v])
+        weights[f"blocks.{i}.attn.lambda_proj.weight"] = torch.zeros(H, C)
+        weights[f"blocks.{i}.attn.proj.weight"] = 2 * weights[f"blocks.{i}.attn.proj.weight"]
+    model = _nano(seed=1, name=name, **sizes).double().eval()
+    model.load_state_dict(weights)
+    images = _images(model).double()
+    assert isinstance(plain.blocks[0].attn, Attention)
+    torch.testing.assert_close(model(images), plain(images), rtol=0, atol=1e-12)
 
 
 def test_foreign_model_of_the_same_name_is_refused(tmp_path):
@@ -143,8 +238,9 @@ def test_token_pooling_reads_the_class_token():
     assert torch.equal(model(images), tokens[:, 0])
 
 
-def test_every_parameter_gets_a_gradient():
-    for name, gradient in _gradients(_nano(), _images(_nano())).items():
+@pytest.mark.parametrize("tower", [NANO, NANO_V2])
+def test_every_parameter_gets_a_gradient(tower):
+    for name, gradient in _gradients(_nano(name=tower), _images(_nano())).items():
         assert gradient.abs().max() > 0, name
 
 
@@ -185,6 +281,15 @@ def test_initialisation():
         assert (block.attn.sub_norm.weight == 1).all()
     vectors = torch.cat([p for n, p in model.named_parameters() if ".lambda_" in n])
     assert vectors.std().item() == pytest.approx(0.1, rel=0.15)
+
+
+def test_initialisation_of_version_2_is_timms():
+    model = _nano(name=NANO_V2)
+    for block in model.blocks:
+        for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
+            assert linear.weight.std().item() == pytest.approx(0.02, rel=0.03)
+            assert (linear.bias == 0).all()
+        assert block.attn.lambda_proj.weight.std().item() == pytest.approx(0.02, rel=0.15)
 
 
 def test_initialised_after_the_meta_device():
@@ -278,21 +383,23 @@ def test_drop_path_skips_a_block_in_training_only():
     assert not torch.isclose(last.eval()(x), x).all(dim=-1).any()
 
 
-def test_dropout_arguments_reach_the_attention():
-    model = _nano(attn_drop_rate=0.25, proj_drop_rate=0.125)
+@pytest.mark.parametrize("tower", [NANO, NANO_V2])
+def test_dropout_arguments_reach_the_attention(tower):
+    model = _nano(name=tower, attn_drop_rate=0.25, proj_drop_rate=0.125)
     assert {block.attn.attn_drop_p for block in model.blocks} == {0.25}
     assert {block.attn.proj_drop.p for block in model.blocks} == {0.125}
 
 
+@pytest.mark.parametrize("tower", [NANO, NANO_V2])
 @pytest.mark.parametrize("coarse", [False, True])
-def test_group_matcher_covers_every_parameter(coarse):
-    model = _nano()
+def test_group_matcher_covers_every_parameter(coarse, tower):
+    model = _nano(name=tower)
     groups = group_parameters(model, model.group_matcher(coarse=coarse))
     names = [name for group in groups.values() for name in group]
     assert sorted(names) == sorted(name for name, _ in model.named_parameters())
     assert len(groups) == len(model.blocks) + 1
-    for i in range(len(model.blocks)):
-        assert {f"blocks.{i}.attn.lambda_q1", f"blocks.{i}.attn.sub_norm.weight"} <= set(groups[i + 1])
+    for i, block in enumerate(model.blocks):
+        assert {f"blocks.{i}.attn.{name}" for name, _ in block.attn.named_parameters()} <= set(groups[i + 1])
 
 
 def test_no_weight_decay():
@@ -307,8 +414,9 @@ def test_no_weight_decay():
     }
 
 
-def test_gradient_checkpointing_gives_the_same_gradients():
-    model = _nano()
+@pytest.mark.parametrize("tower", [NANO, NANO_V2])
+def test_gradient_checkpointing_gives_the_same_gradients(tower):
+    model = _nano(name=tower)
     images = _images(model)
     expected = _gradients(model, images)
     model.set_grad_checkpointing()
@@ -320,8 +428,9 @@ def test_gradient_checkpointing_gives_the_same_gradients():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
-def test_torchscript_is_equal():
-    model = _nano().eval()
+@pytest.mark.parametrize("tower", [NANO, NANO_V2])
+def test_torchscript_is_equal(tower):
+    model = _nano(name=tower).eval()
     scripted = torch.jit.script(model)
     assert torch.equal(scripted(_images(model)), model(_images(model)))
 
@@ -341,10 +450,12 @@ def test_pretrained_weights_are_refused():
         ({"scale_attn_norm": True}, ["qk_norm is False", "scale_attn_norm True", "must be False"]),
         ({"num_heads": 3}, ["num_heads is 3", "must be positive and even"]),
         ({"embed_dim": 100, "num_heads": 8}, ["100", "8", "multiple"]),
+        ({"model_name": NANO_V2, "qk_norm": True}, ["qk_norm is True", "scale_attn_norm False", "must be False"]),
+        ({"model_name": NANO_V2, "num_heads": 3}, ["dim is 128", "num_heads 3", "multiple"]),
     ],
 )
 def test_bad_overrides_are_refused(kwargs, parts):
     with pytest.raises(ValueError, match="must be") as error:
-        timm.create_model(NANO, **kwargs)
+        timm.create_model(**({"model_name": NANO} | kwargs))
     for part in parts:
         assert part in str(error.value)

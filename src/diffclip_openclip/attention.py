@@ -64,21 +64,22 @@ def differential_attention_reference(
         (A1 - lambda A2) v, (B, P, N, 2 d), before the norm; and the maps A1 and A2, each (B, P, N, N). A query that may
         look nowhere has zeros in both.
     """
-    B, H, N, d = q_BHNd.shape
-    bias = _attention_bias(attn_mask, is_causal, B, H // 2, N, q_BHNd.dtype, q_BHNd.device)
-    maps = []
-    for which in (0, 1):
-        q_BPNd, k_BPNd = q_BHNd[:, which::2], k_BHNd[:, which::2]
-        scores_BPNN = q_BPNd @ k_BPNd.transpose(-2, -1) / math.sqrt(d)
-        if bias is not None:
-            scores_BPNN = scores_BPNN + bias
-        blind = (scores_BPNN == -math.inf).all(dim=-1, keepdim=True)
-        maps.append(scores_BPNN.masked_fill(blind, 0.0).softmax(dim=-1).masked_fill(blind, 0.0))
-    a1_BPNN, a2_BPNN = maps
+    B, H, N, _ = q_BHNd.shape
+    bias = attention_bias(attn_mask, is_causal, B, H // 2, N, q_BHNd.dtype, q_BHNd.device)
+    a1_BPNN, a2_BPNN = (attention_map(q_BHNd[:, which::2], k_BHNd[:, which::2], bias) for which in (0, 1))
     return (a1_BPNN - lambda_ * a2_BPNN) @ v_BPNe, a1_BPNN, a2_BPNN
 
 
-def _attention_bias(
+def attention_map(q_BPNd: torch.Tensor, k_BPNd: torch.Tensor, bias: Optional[torch.Tensor]) -> torch.Tensor:
+    """softmax(q k^T / sqrt(d) + bias), (B, P, N, N), by its definition; zeros for a query that may look nowhere."""
+    scores_BPNN = q_BPNd @ k_BPNd.transpose(-2, -1) / math.sqrt(q_BPNd.shape[-1])
+    if bias is not None:
+        scores_BPNN = scores_BPNN + bias
+    blind = (scores_BPNN == -math.inf).all(dim=-1, keepdim=True)
+    return scores_BPNN.masked_fill(blind, 0.0).softmax(dim=-1).masked_fill(blind, 0.0)
+
+
+def attention_bias(
     attn_mask: Optional[torch.Tensor],
     is_causal: bool,
     B: int,
@@ -126,7 +127,7 @@ def _attend_by_maps(
     B, H, N, d = q_BHNd.shape
     P = H // 2
     scores_BP2NN = ((q_BHNd * d**-0.5) @ k_BHNd.transpose(-2, -1)).view(B, P, 2, N, N)
-    bias = _attention_bias(attn_mask, is_causal, B, P, N, scores_BP2NN.dtype, scores_BP2NN.device)
+    bias = attention_bias(attn_mask, is_causal, B, P, N, scores_BP2NN.dtype, scores_BP2NN.device)
     if bias is not None:
         scores_BP2NN = scores_BP2NN + bias.unsqueeze(-3)
     if attn_mask is not None and bias is not None:
@@ -154,12 +155,28 @@ def _attend_by_sdpa(
     B, H, N, d = q_BHNd.shape
     q1_BPNd, q2_BPNd = q_BHNd.view(B, H // 2, 2, N, d).unbind(2)
     k1_BPNd, k2_BPNd = k_BHNd.view(B, H // 2, 2, N, d).unbind(2)
+    return sdpa_difference(q1_BPNd, k1_BPNd, q2_BPNd, k2_BPNd, v_BPNe, lambda_, attn_mask, is_causal, dropout_p)
+
+
+def sdpa_difference(
+    q1_BPNd: torch.Tensor,
+    k1_BPNd: torch.Tensor,
+    q2_BPNd: torch.Tensor,
+    k2_BPNd: torch.Tensor,
+    v_BPNe: torch.Tensor,
+    lambda_: torch.Tensor,
+    attn_mask: Optional[torch.Tensor],
+    is_causal: bool,
+    dropout_p: float,
+) -> torch.Tensor:
+    """A1 v - lambda A2 v, (B, P, N, e), by one fused attention a map; lambda_ is broadcastable to (B, P, N, 1)."""
     if attn_mask is None:
         # never a mask tensor for the causal tower: cuDNN's backward is wrong with one (pytorch/pytorch#196678)
         out1 = F.scaled_dot_product_attention(q1_BPNd, k1_BPNd, v_BPNe, None, dropout_p, is_causal)
         out2 = F.scaled_dot_product_attention(q2_BPNd, k2_BPNd, v_BPNe, None, dropout_p, is_causal)
         return out1 - lambda_.to(out1.dtype) * out2
-    bias = _attention_bias(attn_mask, is_causal, B, H // 2, N, q_BHNd.dtype, q_BHNd.device)
+    B, P, N, _ = q1_BPNd.shape
+    bias = attention_bias(attn_mask, is_causal, B, P, N, q1_BPNd.dtype, q1_BPNd.device)
     assert bias is not None
     blind = (bias == -math.inf).all(dim=-1, keepdim=True)
     bias = bias.masked_fill(blind, 0.0)

@@ -1,4 +1,4 @@
-"""register(): make the DiffCLIP models known to open_clip; the only module that touches it.
+"""register(): make the DiffCLIP models known to open_clip; the only module that changes its registries.
 
 Model definitions are the JSONs of ``model_configs/``. A DiffCLIP JSON names its text tower by a path relative to that
 folder; open_clip hands that name to ``transformers.AutoConfig``, which takes directories only if it finds them from the
@@ -16,6 +16,7 @@ from open_clip.hf_configs import arch_dict
 
 from diffclip_openclip import vision  # noqa: F401  importing it registers the towers with timm
 from diffclip_openclip.text import MODEL_TYPE, register_text_model
+from diffclip_openclip.vision_model import register_vision_model
 
 _TEXT_ARCH: dict[str, Any] = {
     "config_names": {
@@ -96,6 +97,7 @@ def register() -> None:
     with _lock:
         missing = _missing_configs({path.stem: _resolved_config(path) for path in config_dir().glob("*.json")})
         register_text_model()
+        register_vision_model()
         _register_text_arch()
         if not missing:
             return

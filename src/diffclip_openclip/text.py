@@ -2,7 +2,7 @@
 
 Registered with ``AutoConfig`` and ``AutoModel`` under ``model_type = "diffclip_text"``, which is how open_clip's
 ``HFTextEncoder`` builds it. Architecture: CLIP (arXiv 2103.00020, section 2.4), every attention layer differential
-(DiffCLIP, section 4.1).
+(DiffCLIP, section 4.1), of either version.
 
 Shape legend: B batch, N tokens, C hidden_size.
 """
@@ -13,20 +13,25 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import CONFIG_NAME, can_return_tuple
 
 from diffclip_openclip.attention import LAMBDA_INIT, DifferentialAttention, resolve_lambda_init
+from diffclip_openclip.attention_v2 import DifferentialAttentionV2
+from diffclip_openclip.auto_classes import register_auto_classes
 
 MODEL_TYPE = "diffclip_text"
 # where to fetch weights, which AutoModel passes on although there are none to fetch
 _HUB_ARGUMENTS = {
     *("_commit_hash", "_from_auto", "adapter_kwargs", "cache_dir", "force_download", "local_files_only", "proxies"),
     *("revision", "subfolder", "token", "trust_remote_code", "use_safetensors", "variant", "weights_only"),
+    "key_mapping",
 }
+# in a model directory of open_clip, config.json names the whole model's weights as the tower's (transformers_weights)
+_IN_OPEN_CLIP = {r"^text\.transformer\.": ""}
 
 
 class DiffCLIPTextConfig(PretrainedConfig):
@@ -34,11 +39,17 @@ class DiffCLIPTextConfig(PretrainedConfig):
 
     Args:
         hidden_size: embed_dim C of the tower.
-        num_attention_heads: the usual number of heads, even; two of them make a differential pair.
+        num_attention_heads: the usual number of heads; in version 1 two of them make a differential pair, so even.
         max_position_embeddings: longest context.
-        lambda_init: a number in [0, 1), or "dynamic" for 0.8 - 0.6 exp(-0.3 l) in layer l (DiffCLIP*).
+        hidden_act: transformers' name of the activation, "quick_gelu" or "gelu" in CLIP.
+        attention_version: 1 for DiffCLIP's attention, 2 for :class:`DifferentialAttentionV2`.
+        lambda_init: a number in [0, 1), or "dynamic" for 0.8 - 0.6 exp(-0.3 l) in layer l (DiffCLIP*); version 2 has
+            none.
         attention_dropout: dropout on both attention maps.
         pad_token_id: read by open_clip's adapter for an attention mask, which has no effect on this model.
+
+    Raises:
+        ValueError: an ``attention_version`` or a ``lambda_init`` that is none of these.
     """
 
     model_type = MODEL_TYPE
@@ -54,12 +65,15 @@ class DiffCLIPTextConfig(PretrainedConfig):
         hidden_act: str = "quick_gelu",
         layer_norm_eps: float = 1e-5,
         attention_dropout: float = 0.0,
+        attention_version: int = 1,
         lambda_init: float | str = LAMBDA_INIT,
         pad_token_id: int = 0,
         bos_token_id: int = 49406,
         eos_token_id: int = 49407,
         **kwargs: Any,
     ) -> None:
+        if attention_version not in (1, 2):
+            raise ValueError(f"attention_version is {attention_version!r}; it must be 1 or 2")
         resolve_lambda_init(lambda_init, depth=0)
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
@@ -70,6 +84,7 @@ class DiffCLIPTextConfig(PretrainedConfig):
         self.hidden_act = hidden_act
         self.layer_norm_eps = layer_norm_eps
         self.attention_dropout = attention_dropout
+        self.attention_version = attention_version
         self.lambda_init = lambda_init
         kwargs |= {"pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
         super().__init__(**kwargs)
@@ -94,7 +109,7 @@ class DiffCLIPTextEmbeddings(nn.Module):
 
 
 class DiffCLIPTextMLP(nn.Module):
-    """Two linear layers with CLIP's QuickGELU between them."""
+    """Two linear layers with an activation between them."""
 
     def __init__(self, config: DiffCLIPTextConfig) -> None:
         super().__init__()
@@ -106,19 +121,22 @@ class DiffCLIPTextMLP(nn.Module):
         return self.c_proj(self.act(self.c_fc(x_BNC)))
 
 
+def _attention(config: DiffCLIPTextConfig, depth: int) -> DifferentialAttention | DifferentialAttentionV2:
+    sizes = (config.hidden_size, config.num_attention_heads)
+    if config.attention_version == 2:
+        return DifferentialAttentionV2(*sizes, attn_drop=config.attention_dropout)
+    return DifferentialAttention(
+        *sizes, attn_drop=config.attention_dropout, lambda_init=config.lambda_init, depth=depth
+    )
+
+
 class DiffCLIPTextLayer(GradientCheckpointingLayer):
     """Pre-norm transformer block with causal differential attention."""
 
     def __init__(self, config: DiffCLIPTextConfig, depth: int) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attn = DifferentialAttention(
-            config.hidden_size,
-            config.num_attention_heads,
-            attn_drop=config.attention_dropout,
-            lambda_init=config.lambda_init,
-            depth=depth,
-        )
+        self.attn = _attention(config, depth)
         self.ln_2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = DiffCLIPTextMLP(config)
 
@@ -160,6 +178,7 @@ class DiffCLIPTextModel(PreTrainedModel):
     base_model_prefix = "diffclip_text"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
+    _keys_to_ignore_on_load_unexpected = [r"^visual\.", r"^text\.proj\.", r"^logit_"]  # noqa: RUF012  so in transformers
     _no_split_modules = ["DiffCLIPTextLayer"]  # noqa: RUF012  declared so by transformers
 
     def __init__(self, config: DiffCLIPTextConfig, add_pooling_layer: bool = True) -> None:
@@ -177,6 +196,7 @@ class DiffCLIPTextModel(PreTrainedModel):
 
         open_clip builds every text tower through ``from_pretrained``, also one that is to be trained from scratch.
         """
+        kwargs.setdefault("key_mapping", _IN_OPEN_CLIP)
         elsewhere = kwargs.get("variant") or kwargs.get("subfolder")
         if elsewhere or not _is_config_only(Path(pretrained_model_name_or_path)):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
@@ -186,6 +206,10 @@ class DiffCLIPTextModel(PreTrainedModel):
                 pretrained_model_name_or_path, return_unused_kwargs=True, **kwargs
             )
         return cls._from_config(config, **{k: v for k, v in kwargs.items() if k not in _HUB_ARGUMENTS}).eval()
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, under this class's own names also if the weights came from an open_clip directory."""
+        return super().save_pretrained(*args, **({"save_original_format": False} | kwargs))
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embeddings.token_embedding
@@ -242,19 +266,5 @@ class DiffCLIPTextModel(PreTrainedModel):
 
 
 def register_text_model() -> None:
-    """Make ``diffclip_text`` known to transformers' Auto classes; repeating it changes nothing.
-
-    Raises:
-        ValueError: another package has registered a different class for ``diffclip_text``.
-    """
-    try:
-        known = type(AutoConfig.for_model(MODEL_TYPE))
-    except ValueError:  # transformers' answer for an unknown model type
-        known = DiffCLIPTextConfig
-    if known.__module__ != DiffCLIPTextConfig.__module__:
-        raise ValueError(
-            f"transformers already has another model type {MODEL_TYPE!r}, from {known.__module__}; "
-            "uninstall or rename that one to use diffclip_openclip"
-        )
-    AutoConfig.register(MODEL_TYPE, DiffCLIPTextConfig, exist_ok=True)
-    AutoModel.register(DiffCLIPTextConfig, DiffCLIPTextModel, exist_ok=True)
+    """Make ``diffclip_text`` known to transformers; see :func:`register_auto_classes`."""
+    register_auto_classes(DiffCLIPTextConfig, DiffCLIPTextModel)

@@ -98,7 +98,8 @@ _TEXT_BLOCK_PLAIN = [
 ]
 
 
-def _depth(state_dict: Mapping[str, torch.Tensor], prefix: str) -> int:
+def depth_of(state_dict: Mapping[str, torch.Tensor], prefix: str) -> int:
+    """How many blocks there are whose keys start with ``prefix`` and a number."""
     indices = [int(m[1]) for key in state_dict if (m := re.match(rf"{re.escape(prefix)}(\d+)\.", key))]
     return max(indices, default=-1) + 1
 
@@ -187,9 +188,9 @@ def from_reference(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
     if state_dict and all(key.startswith("module.") for key in state_dict):
         state_dict = {key.removeprefix("module."): tensor for key, tensor in state_dict.items()}
     towers = _key_map(
-        _depth(state_dict, "visual.blocks."),
+        depth_of(state_dict, "visual.blocks."),
         "visual.blocks.0.attn.lambda_q1" in state_dict,
-        _depth(state_dict, "transformer.resblocks."),
+        depth_of(state_dict, "transformer.resblocks."),
         "transformer.resblocks.0.attn.lambda_q1" in state_dict,
     )
     _check(
@@ -213,9 +214,9 @@ def to_reference(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
     """
     text_differential = "text.transformer.layers.0.attn.lambda_q1" in state_dict
     towers = _key_map(
-        _depth(state_dict, "visual.trunk.blocks."),
+        depth_of(state_dict, "visual.trunk.blocks."),
         "visual.trunk.blocks.0.attn.lambda_q1" in state_dict,
-        _depth(state_dict, "text.transformer.layers." if text_differential else "text.transformer.resblocks."),
+        depth_of(state_dict, "text.transformer.layers." if text_differential else "text.transformer.resblocks."),
         text_differential,
     )
     _check(state_dict, [{row.ours: _our_shape(row) for row in rows} for rows in towers], "open_clip's")

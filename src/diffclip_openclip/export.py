@@ -1,0 +1,149 @@
+"""ONNX files of both towers of an open_clip model directory, each compared with PyTorch before it is put in place."""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME
+from torch import nn
+
+from diffclip_openclip.files import check_place, staged
+from diffclip_openclip.weights.source import read_config
+
+BATCH_SIZES = (1, 3)  # of the comparison
+TOLERANCE = 1e-4  # largest absolute difference, in float32
+
+
+class _Encoder(nn.Module):
+    """One tower with its projection, as a module of its own."""
+
+    def __init__(self, model: nn.Module, method: str) -> None:
+        super().__init__()
+        self.model = model
+        self.method = method
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return getattr(self.model, self.method)(x, normalize=True)
+
+
+def export_onnx(directory: str | Path, output: str | Path, overwrite: bool = False) -> list[str]:
+    """Write ``image.onnx`` and ``text.onnx`` into a new folder ``output``.
+
+    ``image.onnx`` takes ``pixel_values`` (B, 3, H, W), float32, and gives ``image_embeds`` (B, embed_dim);
+    ``text.onnx`` takes ``input_ids`` (B, context_length), int64, and gives ``text_embeds``; both are L2-normalised, at
+    any batch size B. The metadata of both say what else a user needs: ``logit_scale`` (the factor itself),
+    ``image_mean``, ``image_std``, ``image_size`` [H, W] and ``context_length`` in JSON, ``interpolation`` and
+    ``resize_mode`` as text. Weights above ONNX's limit of 2 GB are in a file ``.onnx.data`` beside it.
+
+    Args:
+        directory: model directory in open_clip's form, as ``diffclip convert`` makes them.
+        output: the folder to make.
+        overwrite: replace it where it exists.
+
+    Returns:
+        a line for each file, with its largest absolute difference from PyTorch.
+
+    Raises:
+        ImportError: onnx, onnxruntime or onnxscript is not installed.
+        FileExistsError: ``output`` exists, and ``overwrite`` is not given.
+        FileNotFoundError: ``directory`` is not a model directory with weights.
+        ValueError: a tower gives other values in ONNX Runtime than in PyTorch; nothing is written then.
+    """
+    _require_extra()
+    directory, output = Path(directory), Path(output)
+    model = _load(directory)
+    check_place(output, overwrite)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(max(BATCH_SIZES), 3, *model.visual.image_size, generator=generator)
+    texts = torch.randint(model.vocab_size, (max(BATCH_SIZES), model.context_length), generator=generator)
+    written = []
+    with staged(output, overwrite) as folder:
+        folder.mkdir()
+        for tower, sample, names in (
+            ("image", images, ("pixel_values", "image_embeds")),
+            ("text", texts, ("input_ids", "text_embeds")),
+        ):
+            encoder = _Encoder(model, f"encode_{tower}").eval()
+            path = folder / f"{tower}.onnx"
+            _write(path, encoder, sample, names, _metadata(model))
+            difference = _compare(path, encoder, sample)
+            written.append(f"{output / path.name} differs from PyTorch by at most {difference:.2g}")
+    return written
+
+
+def _require_extra() -> None:
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise ImportError(
+                f"exporting to ONNX needs {package} ({error}); install it: pip install 'diffclip-openclip[export]'"
+            ) from error
+
+
+def _load(directory: Path) -> Any:
+    weights = directory / HF_SAFE_WEIGHTS_NAME
+    if not weights.is_file():  # open_clip would initialise the model at random
+        raise FileNotFoundError(
+            f"there is no {weights}; give a model directory in open_clip's form, as diffclip convert makes them"
+        )
+    model_cfg, _ = read_config(directory)
+    place = Path(model_cfg["text_cfg"].get("hf_model_name", directory))
+    if place.is_absolute() and not place.is_dir():
+        raise FileNotFoundError(f"{directory} was moved from {place}; correct it with: diffclip convert DIR DIR")
+    return open_clip.create_model(f"local-dir:{directory}").eval()
+
+
+def _metadata(model: Any) -> dict[str, str]:
+    preprocess = open_clip.get_model_preprocess_cfg(model)
+    return {
+        "logit_scale": json.dumps(model.logit_scale.exp().item()),
+        "image_mean": json.dumps(preprocess["mean"]),
+        "image_std": json.dumps(preprocess["std"]),
+        "image_size": json.dumps(model.visual.image_size),
+        "interpolation": preprocess["interpolation"],
+        "resize_mode": preprocess["resize_mode"],
+        "context_length": json.dumps(model.context_length),
+    }
+
+
+def _write(
+    path: Path, encoder: _Encoder, sample: torch.Tensor, names: tuple[str, str], metadata: dict[str, str]
+) -> None:
+    program = torch.onnx.export(
+        encoder,
+        (sample,),
+        dynamo=True,
+        input_names=names[:1],
+        output_names=names[1:],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        verbose=False,
+    )
+    assert program is not None
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # stack traces, with paths of this machine
+    program.model.metadata_props.update(metadata)
+    program.save(path)
+
+
+@torch.no_grad()
+def _compare(path: Path, encoder: _Encoder, sample: torch.Tensor) -> float:
+    """The largest absolute difference between a file and what it was made from; raises above :data:`TOLERANCE`."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    largest = 0.0
+    for batch_size in BATCH_SIZES:
+        expected = encoder(sample[:batch_size])
+        (actual,) = session.run(None, {session.get_inputs()[0].name: sample[:batch_size].numpy()})
+        difference = (torch.from_numpy(actual) - expected).abs().max().item()
+        if not difference <= TOLERANCE:  # so that NaN is refused too
+            raise ValueError(
+                f"{path.name} differs from PyTorch by {difference:.2g} at batch size {batch_size}, more than "
+                f"{TOLERANCE:g}; check that the weights are finite, and try other versions of onnxscript and torch"
+            )
+        largest = max(largest, difference)
+    return largest

@@ -1,0 +1,209 @@
+"""Which model a state dict in open_clip's layout belongs to, as the configs that open_clip and transformers read."""
+
+import json
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from transformers.utils import CONFIG_NAME
+
+from diffclip_openclip import vision
+from diffclip_openclip.attention import DYNAMIC, LAMBDA_INIT
+from diffclip_openclip.registration import model_names
+from diffclip_openclip.text import DiffCLIPTextConfig, DiffCLIPTextModel
+from diffclip_openclip.weights.reference import depth_of
+
+VARIANTS = ("static", "dynamic", "gelu", "quickgelu")
+_STANDARD_HEAD_DIM = 64  # of the plain text towers of OpenAI, open_clip and SLIP, at every width
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """open_clip's ``model_cfg`` without the place of its text tower, and that tower's own config if it is ours."""
+
+    model_cfg: dict[str, Any]
+    text_config: dict[str, Any] | None
+
+    @property
+    def name(self) -> str | None:
+        """The packaged model of this architecture, if there is one."""
+        return next((name for name in model_names() if packaged_architecture(name) == self), None)
+
+    @property
+    def tower(self) -> str:
+        """timm's name of the image tower."""
+        return self.model_cfg["vision_cfg"]["timm_model_name"]
+
+    @property
+    def variant(self) -> str | None:
+        """What weights do not tell, one of :data:`VARIANTS`; None where there is nothing to tell."""
+        marks = {"_clip_quickgelu_": "quickgelu", "_clip_": "gelu", "_v2_": None, "_dynamic_": "dynamic"}
+        return next((variant for mark, variant in marks.items() if mark in self.tower), "static")
+
+
+def architecture_of(model_cfg: dict[str, Any], text_folder: Path | None = None) -> Architecture:
+    """The architecture of an open_clip config, its text tower's config in ``text_folder`` if not where it says.
+
+    Raises:
+        FileNotFoundError: no config of the text tower there.
+        ValueError: a text tower of another type than ours.
+    """
+    model_cfg = deepcopy(model_cfg)
+    folder = model_cfg["text_cfg"].pop("hf_model_name", None)
+    if folder is None:
+        return Architecture(model_cfg, None)
+    path = Path(text_folder or folder, CONFIG_NAME)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no config of the text tower, {path}")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("model_type") != DiffCLIPTextConfig.model_type:
+        raise ValueError(
+            f"the text tower of {path} is of type {config.get('model_type')!r}; only "
+            f"{DiffCLIPTextConfig.model_type!r} and open_clip's own are supported"
+        )
+    return Architecture(model_cfg, _text_json(DiffCLIPTextConfig.from_dict(config)))
+
+
+def packaged_architecture(name: str) -> Architecture:
+    """The architecture of one of this package's models, by its open_clip name."""
+    return architecture_of(open_clip.get_model_config(name))
+
+
+def recognize(state_dict: Mapping[str, torch.Tensor], variant: str | None = None) -> Architecture:
+    """The architecture that ``state_dict`` (open_clip's layout, a timm image tower) belongs to, by keys and shapes.
+
+    Args:
+        variant: what weights do not tell: "static" (the default) or "dynamic" lambda_init for differential attention,
+            "gelu" or "quickgelu" for V2 in OpenAI's layout.
+
+    Raises:
+        ValueError: no tower of that size exists, or a variant that is missing or does not apply.
+    """
+    image = recognize_image_tower(state_dict, variant, "visual.trunk.")
+    model_cfg: dict[str, Any] = {"embed_dim": _size(state_dict, "visual.head.proj.weight", 0)}
+    if "text.transformer.layers.0.attn.proj.weight" in state_dict:
+        text_config = _differential_text(state_dict, variant)
+        text_cfg = _adapter_config(text_config)
+    else:
+        text_config = None
+        text_cfg = _plain_text(state_dict)
+        model_cfg |= {"quick_gelu": True, "custom_text": True}
+    return Architecture(model_cfg | {"vision_cfg": image, "text_cfg": text_cfg}, text_config)
+
+
+def recognize_image_tower(state_dict: Mapping[str, torch.Tensor], variant: str | None, prefix: str) -> dict[str, Any]:
+    """open_clip's ``vision_cfg`` for the timm tower whose keys start with ``prefix``; raises as :func:`recognize`."""
+    kind = _image_kind(state_dict, variant, prefix)
+    embed_dim, _, patch_size, _ = _shape(state_dict, f"{prefix}patch_embed.proj.weight", 4)
+    tower = vision.find_tower(kind, patch_size, embed_dim, depth_of(state_dict, f"{prefix}blocks."))
+    num_tokens = _size(state_dict, f"{prefix}pos_embed", 1)
+    if num_tokens != (tower.image_size // patch_size) ** 2 + 1:
+        raise ValueError(
+            f"the image tower has {num_tokens} position embeddings; open_clip builds {tower.name} for "
+            f"{tower.image_size} pixels, {(tower.image_size // patch_size) ** 2 + 1} of them"
+        )
+    lambda_q1 = state_dict.get(f"{prefix}blocks.0.attn.lambda_q1")
+    if lambda_q1 is not None and embed_dim != tower.num_heads * len(lambda_q1):
+        raise ValueError(f"the image tower has {embed_dim // len(lambda_q1)} heads; {tower.name} has {tower.num_heads}")
+    return {
+        "image_size": tower.image_size,
+        "timm_model_name": tower.name,
+        "timm_model_pretrained": False,
+        "timm_pool": "token",
+        "timm_proj": "linear",
+    }
+
+
+def text_config_for(tower: str, lambda_init: float | str) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """``text_cfg``, text config and embed_dim that the packaged DiffCLIP with an image tower of that size has."""
+    static = tower.replace("_diffclip_dynamic_", "_diffclip_")
+    for name in model_names():
+        architecture = packaged_architecture(name)
+        if architecture.text_config and architecture.tower == static:
+            text_config = architecture.text_config | {"lambda_init": lambda_init}
+            return architecture.model_cfg["text_cfg"], text_config, architecture.model_cfg["embed_dim"]
+    raise ValueError(f"no DiffCLIP is defined for the image tower {tower}, so there is no text tower to go with it")
+
+
+def _image_kind(state_dict: Mapping[str, torch.Tensor], variant: str | None, prefix: str) -> str:
+    if f"{prefix}blocks.0.attn.lambda_proj.weight" in state_dict:
+        if f"{prefix}norm_pre.weight" not in state_dict:
+            return "diffclip_v2"
+        if variant not in ("gelu", "quickgelu"):
+            raise ValueError("weights do not tell GELU from QuickGELU: add --variant gelu or --variant quickgelu")
+        return "clip_diffclip_v2" if variant == "gelu" else "clip_quickgelu_diffclip_v2"
+    if f"{prefix}blocks.0.attn.lambda_q1" in state_dict:
+        return "diffclip_dynamic" if variant == "dynamic" else "diffclip"
+    return "plain"
+
+
+def _differential_text(state_dict: Mapping[str, torch.Tensor], variant: str | None) -> dict[str, Any]:
+    prefix = "text.transformer."
+    first = f"{prefix}layers.0."
+    hidden_size = _size(state_dict, f"{first}attn.proj.weight", 0)
+    if f"{first}attn.lambda_proj.weight" in state_dict:
+        kind: dict[str, Any] = {"attention_version": 2, "hidden_act": "gelu" if variant == "gelu" else "quick_gelu"}
+        num_heads = _size(state_dict, f"{first}attn.lambda_proj.weight", 0)
+    else:
+        kind = {"lambda_init": DYNAMIC if variant == "dynamic" else LAMBDA_INIT}
+        num_heads = hidden_size // _size(state_dict, f"{first}attn.lambda_q1", 0)
+    config = DiffCLIPTextConfig(
+        vocab_size=_size(state_dict, f"{prefix}embeddings.token_embedding.weight", 0),
+        hidden_size=hidden_size,
+        intermediate_size=_size(state_dict, f"{first}mlp.c_fc.weight", 0),
+        num_hidden_layers=depth_of(state_dict, f"{prefix}layers."),
+        num_attention_heads=num_heads,
+        max_position_embeddings=_size(state_dict, f"{prefix}embeddings.positional_embedding", 0),
+        **kind,
+    )
+    return _text_json(config)
+
+
+def _text_json(config: DiffCLIPTextConfig) -> dict[str, Any]:
+    """What config.json holds; equal for equal models, whichever version of transformers wrote it."""
+    config.architectures = [DiffCLIPTextModel.__name__]
+    fields = config.to_diff_dict()
+    for unstable in ("transformers_version", "transformers_weights", "dtype"):
+        fields.pop(unstable, None)
+    return fields
+
+
+def _adapter_config(text_config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "context_length": text_config["max_position_embeddings"],
+        "vocab_size": text_config["vocab_size"],
+        "hf_pooler_type": "cls_pooler",
+        "hf_proj_type": "linear",
+    }
+
+
+def _plain_text(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    vocab_size, width = _shape(state_dict, "text.token_embedding.weight", 2)
+    text_cfg = {
+        "context_length": _size(state_dict, "text.positional_embedding", 0),
+        "vocab_size": vocab_size,
+        "width": width,
+        "layers": depth_of(state_dict, "text.transformer.resblocks."),
+    }
+    for name in model_names():  # a packaged tower of that size knows its number of heads
+        packaged = packaged_architecture(name).model_cfg["text_cfg"]
+        if packaged.items() >= text_cfg.items() and "heads" in packaged:
+            return packaged
+    return text_cfg | {"heads": width // _STANDARD_HEAD_DIM}
+
+
+def _shape(state_dict: Mapping[str, torch.Tensor], key: str, num_dims: int) -> torch.Size:
+    if key not in state_dict:
+        raise ValueError(f"the state dict lacks {key}")
+    if state_dict[key].dim() != num_dims:
+        raise ValueError(f"{key} has shape {list(state_dict[key].shape)}, which needs {num_dims} dimensions")
+    return state_dict[key].shape
+
+
+def _size(state_dict: Mapping[str, torch.Tensor], key: str, dim: int) -> int:
+    num_dims = 3 if key.endswith("pos_embed") else 1 if key.endswith("lambda_q1") else 2
+    return _shape(state_dict, key, num_dims)[dim]

@@ -1,0 +1,129 @@
+"""Read a checkpoint file's tensors without executing anything that it holds."""
+
+import argparse
+import pathlib
+import pickle
+import re
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+
+StateDict = dict[str, torch.Tensor]
+
+_WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+_STATE_DICT_KEYS = ("state_dict", "model")  # of open_clip, SLIP and the authors; of timm
+
+
+def _admitted_types() -> list[Any]:
+    """What the authors' checkpoints hold beside tensors: ``args`` with paths in it, and numpy scalars.
+
+    A path is admitted as its pure form, which exists on every system and touches no file. numpy renamed its module in
+    2.0, Python 3.13 pathlib's; pickles hold the name of the version that wrote them.
+    """
+    scalar = np.float64(0).__reduce__()[0]
+    dtypes = {type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")}
+    admitted: list[Any] = [argparse.Namespace, np.dtype, *dtypes]
+    admitted += [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    for module in ("pathlib", "pathlib._local"):
+        admitted += [
+            (pathlib.PurePosixPath, f"{module}.PosixPath"),
+            (pathlib.PurePosixPath, f"{module}.PurePosixPath"),
+            (pathlib.PureWindowsPath, f"{module}.WindowsPath"),
+            (pathlib.PureWindowsPath, f"{module}.PureWindowsPath"),
+        ]
+    return admitted
+
+
+def _safe_globals() -> AbstractContextManager[Any]:
+    context: AbstractContextManager[Any] = torch.serialization.safe_globals(_admitted_types())
+    return context
+
+
+def _kind(path: Path) -> str:
+    """ "torch" or "safetensors", by content: a name's ending may be wrong."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        raise ValueError(f"{path} is empty; download or copy it again")
+    if head.lstrip()[:1] == b"<":
+        raise ValueError(
+            f"{path} is an HTML page, not weights: perhaps a login or an error page was saved; fetch it again"
+        )
+    if head.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a git-lfs pointer, not the weights; fetch them with: git lfs pull")
+    if head.startswith((b"PK", b"\x80")):
+        return "torch"
+    if head[8:9] == b"{":
+        return "safetensors"
+    raise ValueError(f"{path} is no checkpoint: neither PyTorch's format (.pt, .pth, .bin) nor safetensors")
+
+
+def _load_torch(path: Path) -> Any:
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"PK"
+    try:
+        with _safe_globals():
+            # mapped, so that an optimizer state is never read
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"(?:GLOBAL|global|class|function) ((?:\w+\.)+\w+)", str(error))
+        if wanted is None:
+            raise ValueError(f"{path} is cut short or damaged; copy or download it again") from error
+        raise ValueError(
+            f"{path} wants to run or build {wanted[1]}, which no checkpoint of weights needs; it was not loaded and "
+            "nothing in it was run"
+        ) from error
+    except (RuntimeError, EOFError, UnicodeDecodeError, KeyError, IndexError) as error:
+        if "TorchScript" in str(error):
+            raise ValueError(
+                f"{path} is a TorchScript archive, which holds code; save its state_dict() alone"
+            ) from error
+        raise ValueError(f"{path} is cut short or damaged; copy or download it again") from error
+
+
+def _tensors(checkpoint: Any, path: Path) -> Mapping[str, torch.Tensor]:
+    if isinstance(checkpoint, Mapping):
+        checkpoint = next((checkpoint[key] for key in _STATE_DICT_KEYS if key in checkpoint), checkpoint)
+    if not isinstance(checkpoint, Mapping) or not checkpoint:
+        raise ValueError(f"{path} holds {type(checkpoint).__name__}, not a state dict")
+    for key, value in checkpoint.items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            raise ValueError(f"{path} holds a {type(value).__name__} as {key!r}, where a state dict has tensors only")
+    return checkpoint
+
+
+def _unwrapped(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
+    unwrapped = dict(state_dict)
+    while any(all(key.startswith(prefix) for key in unwrapped) for prefix in _WRAPPERS):
+        unwrapped = {key.split(".", 1)[1]: tensor for key, tensor in unwrapped.items()}
+    return unwrapped
+
+
+def read_checkpoint(path: Path) -> StateDict:
+    """The state dict in ``path``, without ``module.`` and ``_orig_mod.`` before its keys.
+
+    Takes safetensors files and PyTorch's, bare or under ``state_dict`` or ``model`` beside optimizer state and the
+    like, which is left out. PyTorch files are read with ``weights_only=True``; admitted are, beyond torch's own types,
+    ``argparse.Namespace``, paths and numpy scalars.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file that is truncated, no checkpoint, holds no tensors, or asks for any other type, which the
+            message names.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    if _kind(path) == "torch":
+        return _unwrapped(_tensors(_load_torch(path), path))
+    try:
+        return _unwrapped(_tensors(safetensors.torch.load_file(path), path))
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{path} is a safetensors file that is cut short or damaged; copy or download it again"
+        ) from error

@@ -1,0 +1,110 @@
+"""``diffclip convert``: weights of one layout into another."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from open_clip.constants import HF_CONFIG_NAME
+
+from diffclip_openclip.files import check_place, staged
+from diffclip_openclip.weights.card import model_card
+from diffclip_openclip.weights.checkpoint import StateDict, read_checkpoint
+from diffclip_openclip.weights.directory import save_weights, write_directory, write_place
+from diffclip_openclip.weights.reference import to_reference
+from diffclip_openclip.weights.source import PREPROCESS, Source, load_source, read_config
+
+TARGETS = ("open_clip", "reference", "timm")
+_SUFFIXES = (".safetensors", ".pt", ".pth")
+_TRUNK = "visual.trunk."
+
+
+def convert(
+    src: str,
+    out: Path,
+    to: str = "open_clip",
+    variant: str | None = None,
+    preprocess: str | None = None,
+    overwrite: bool = False,
+) -> list[str]:
+    """Convert SRC and return what the user should know about the result.
+
+    Args:
+        src: a checkpoint file, a directory in open_clip's form, or ``hf://owner/repo[/file]``.
+        out: for "open_clip" the directory to make; otherwise a ``.safetensors`` or ``.pt`` file.
+        to: "open_clip"; "reference", the layout of the authors' checkpoints; or "timm", the image tower alone.
+        variant: what SRC does not say, see :data:`~diffclip_openclip.weights.architecture.VARIANTS`.
+        preprocess: "slip" or "openai", for "open_clip" where SRC does not say.
+
+    Raises:
+        FileNotFoundError, FileExistsError, ValueError, OSError: see :func:`load_source` and :func:`write_directory`.
+    """
+    if to == "open_clip" and Path(src).is_dir() and out.is_dir() and out.samefile(src):
+        return _repair(out)
+    check_place(out, overwrite)
+    source = load_source(src, variant)
+    if to == "open_clip":
+        return _to_directory(source, out, preprocess, overwrite)
+    return _to_file(source, out, to, overwrite)
+
+
+def _repair(folder: Path) -> list[str]:
+    model_cfg, _ = read_config(folder)
+    if "hf_model_name" not in model_cfg["text_cfg"]:
+        return [f"{folder} names no place, so there is nothing to correct"]
+    write_place(folder)
+    return [f"{folder / HF_CONFIG_NAME} now names {folder.resolve()} as the place of the text tower"]
+
+
+def _to_directory(source: Source, out: Path, preprocess: str | None, overwrite: bool) -> list[str]:
+    if preprocess is not None:
+        source = replace(source, preprocess_cfg=PREPROCESS[preprocess])
+    if source.preprocess_cfg is None:
+        raise ValueError(
+            f"{source.label} does not say how its images were preprocessed; add --preprocess slip (ImageNet's mean and "
+            "std, bilinear: SLIP, DiffCLIP) or --preprocess openai (OpenAI's mean and std, bicubic: open_clip_train "
+            "without --image-mean, --image-std and --image-interpolation)"
+        )
+    write_directory(
+        out,
+        source.state_dict,
+        source.architecture,
+        source.preprocess_cfg,
+        model_card(source, "convert"),
+        overwrite,
+    )
+    return [f"{out} is {source.architecture.name or source.architecture.tower}", *source.notes]
+
+
+def _to_file(source: Source, out: Path, to: str, overwrite: bool) -> list[str]:
+    if out.suffix not in _SUFFIXES:
+        raise ValueError(f"{out} ends in {out.suffix or 'nothing'}; --to {to} writes one of {', '.join(_SUFFIXES)}")
+    if to == "timm":
+        weights = {
+            key.removeprefix(_TRUNK): tensor for key, tensor in source.state_dict.items() if key.startswith(_TRUNK)
+        }
+        note = f"timm.create_model({source.architecture.tower!r}, checkpoint_path={str(out)!r}) loads it"
+    else:
+        if "_v2_" in source.architecture.tower:
+            raise ValueError(f"{source.label} has V2 attention, which the authors' layout does not know")
+        weights = to_reference(source.state_dict)
+        note = f"{out} holds {len(weights)} tensors in the authors' layout"
+    with staged(out, overwrite) as new:
+        if out.suffix == ".safetensors":
+            save_weights(weights, new)
+        else:
+            _save_torch(weights if to == "timm" else _as_published(weights), new)
+        if read_checkpoint(new).keys() != weights.keys():
+            raise OSError(f"{out} is not what was written; is the disk full?")
+    return [note, *source.notes]
+
+
+def _as_published(weights: StateDict) -> dict[str, StateDict]:
+    """As in the authors' and SLIP's checkpoints, which their scripts read from under DistributedDataParallel."""
+    return {"state_dict": {f"module.{key}": tensor for key, tensor in weights.items()}}
+
+
+def _save_torch(content: object, path: Path) -> None:
+    try:
+        torch.save(content, path)
+    except RuntimeError as error:  # how torch reports that writing failed
+        raise OSError(f"{path.name} could not be written: {error}") from error

@@ -1,0 +1,111 @@
+"""OUT of ``diffclip convert``: a model directory in open_clip's own form, checked before it is put in place.
+
+``open_clip_config.json`` and ``open_clip_model.safetensors`` are what open_clip's ``local-dir:`` and ``hf-hub:`` read;
+``config.json`` is transformers' config of a differential text tower, which takes its weights from the same file.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from transformers.utils import CONFIG_NAME
+
+from diffclip_openclip.files import staged
+from diffclip_openclip.weights.architecture import Architecture
+from diffclip_openclip.weights.checkpoint import StateDict
+
+
+def write_directory(
+    out: Path,
+    state_dict: StateDict,
+    architecture: Architecture,
+    preprocess_cfg: dict[str, Any],
+    card: str,
+    overwrite: bool = False,
+    check: Callable[[Any], None] = lambda model: None,
+) -> None:
+    """Write a model directory to ``out``, once open_clip has loaded it back with every tensor in its place.
+
+    ``check`` is given the model that was loaded back, and raises to stop.
+
+    Raises:
+        FileExistsError: ``out`` exists, and ``overwrite`` is not given.
+        ValueError: the weights do not fit the architecture, or are not finite.
+        OSError: it could not be written, say because the disk is full.
+    """
+    with staged(out, overwrite) as folder:
+        folder.mkdir()
+        _write_configs(folder, architecture, preprocess_cfg, place=folder)
+        save_weights(state_dict, folder / HF_SAFE_WEIGHTS_NAME)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        check(_verified(folder, state_dict))
+        _write_configs(folder, architecture, preprocess_cfg, place=out.resolve())
+
+
+def write_place(folder: Path) -> None:
+    """Set the place of the text tower that ``folder``'s config names to ``folder``, for a directory that was moved."""
+    path = folder / HF_CONFIG_NAME
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["model_cfg"]["text_cfg"]["hf_model_name"] = str(folder.resolve())
+    with staged(path, overwrite=True) as new:
+        new.write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def save_weights(state_dict: StateDict, path: Path) -> None:
+    """``safetensors.torch.save_file``, with an ``OSError`` where writing fails."""
+    try:
+        save_file(state_dict, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path.name} could not be written: {error}") from error
+
+
+def initial_state(architecture: Architecture, folder: Path) -> StateDict:
+    """The state dict of a model as open_clip initialises it; ``folder`` is one to work in."""
+    _write_configs(folder, architecture, {}, place=folder)
+    return dict(_create(folder).state_dict())
+
+
+def _write_configs(folder: Path, architecture: Architecture, preprocess_cfg: dict[str, Any], place: Path) -> None:
+    model_cfg = architecture.model_cfg
+    if architecture.text_config is not None:
+        model_cfg = model_cfg | {"text_cfg": {**model_cfg["text_cfg"], "hf_model_name": str(place)}}
+        text_config = architecture.text_config | {"transformers_weights": HF_SAFE_WEIGHTS_NAME}
+        _write_json(folder / CONFIG_NAME, text_config)
+    _write_json(folder / HF_CONFIG_NAME, {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg})
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _create(folder: Path) -> Any:
+    # safe without weights_only: it is the folder's safetensors file that is loaded
+    return open_clip.create_model(f"local-dir:{folder}")
+
+
+def _verified(folder: Path, state_dict: StateDict) -> Any:
+    """Load ``folder`` as a user does, and compare."""
+    for key, tensor in state_dict.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{key} has {int((~tensor.isfinite()).sum())} values that are NaN or infinite")
+    try:
+        model = _create(folder).eval()
+    except RuntimeError as error:  # torch's answer where keys or shapes do not fit
+        raise ValueError(f"the weights do not fit the architecture that they seem to have: {error}") from error
+    loaded = model.state_dict()
+    for key, tensor in state_dict.items():
+        if not torch.equal(loaded[key], tensor.to(loaded[key].dtype)):
+            raise ValueError(f"{key} is another after loading it back")
+    images = torch.randn(2, 3, *model.visual.image_size)
+    tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(["a photo of a mug", ""])
+    with torch.no_grad():
+        features = (model.encode_image(images), model.encode_text(tokens))
+    if not all(feature.isfinite().all() for feature in features):
+        raise ValueError("the model's outputs are not finite")
+    return model

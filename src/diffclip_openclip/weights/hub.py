@@ -1,0 +1,119 @@
+"""The Hugging Face hub as a source of weights and a place for them, over ``huggingface_hub`` alone."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME
+
+SCHEME = "hf://"
+AUTHORS_FILE = "checkpoint_best.pt"  # in each of the authors' repositories
+_MODEL_FILES = [HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME, CONFIG_NAME]
+
+
+def fetch(src: str) -> tuple[Path, str]:
+    """Download ``hf://owner/repo[/file]``: a path in the hub's cache, and the source with its commit.
+
+    Without a file: the repository's model directory if it is in open_clip's form, else its ``checkpoint_best.pt``.
+    Interrupted downloads are taken up again, and ``HF_HUB_OFFLINE=1`` serves from the cache, as ever with the hub.
+
+    Raises:
+        ValueError: not of that form.
+        FileNotFoundError: no such repository or file, or one that needs a login.
+        ConnectionError: the hub cannot be reached, and the cache does not have it.
+    """
+    match = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:/(.+))?", src)
+    if match is None:
+        raise ValueError(f"{src} is not of the form hf://owner/repo or hf://owner/repo/file")
+    repo_id, file = match.groups()
+    with _one_line_errors(repo_id):
+        path = Path(hf_hub_download(repo_id, file)) if file else _fetch_model(repo_id)
+    commit = re.search(r"snapshots/(\w+)", path.as_posix())
+    name = "" if path.is_dir() else f"/{file or path.name}"
+    return path, f"{SCHEME}{repo_id}{name}" + (f" at {commit[1]}" if commit else "")
+
+
+def _fetch_model(repo_id: str) -> Path:
+    folder = Path(snapshot_download(repo_id, allow_patterns=_MODEL_FILES))
+    if (folder / HF_CONFIG_NAME).is_file():
+        return folder
+    try:
+        return Path(hf_hub_download(repo_id, AUTHORS_FILE))
+    except LocalEntryNotFoundError:
+        raise
+    except EntryNotFoundError as error:
+        weights = [name for name in HfApi().list_repo_files(repo_id) if name.endswith((".pt", ".pth", ".safetensors"))]
+        raise FileNotFoundError(
+            f"{SCHEME}{repo_id} has neither {HF_CONFIG_NAME} nor {AUTHORS_FILE}; name one of its files: "
+            + (", ".join(f"{SCHEME}{repo_id}/{name}" for name in weights) or "it has no .pt, .pth or .safetensors")
+        ) from error
+
+
+def push(folder: Path, repo_id: str, private: bool = False) -> str:
+    """Upload a converted directory as one commit; ``hf-hub:owner/repo`` then loads it. Returns the commit's address.
+
+    In the repository's ``open_clip_config.json`` the text tower's place is the repository itself.
+
+    Raises:
+        FileNotFoundError: ``folder`` is no converted directory.
+        ValueError: ``repo_id`` is not of the form owner/repo.
+        PermissionError: no token, or one that may not write there.
+    """
+    missing = [name for name in (HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME) if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{folder} is no converted model, it lacks {' and '.join(missing)}")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise ValueError(f"{repo_id} is not of the form owner/repo")
+    config = json.loads((folder / HF_CONFIG_NAME).read_text(encoding="utf-8"))
+    if "hf_model_name" in config["model_cfg"]["text_cfg"]:
+        config["model_cfg"]["text_cfg"]["hf_model_name"] = repo_id
+    operations = [CommitOperationAdd(HF_CONFIG_NAME, json.dumps(config, indent=2).encode())]
+    for name in (HF_SAFE_WEIGHTS_NAME, CONFIG_NAME, "README.md"):
+        if (folder / name).is_file():
+            operations.append(CommitOperationAdd(name, folder / name))
+    with _one_line_errors(repo_id):
+        api = HfApi()
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        return str(api.create_commit(repo_id, operations, commit_message="Add model").commit_url)
+
+
+@contextmanager
+def _one_line_errors(repo_id: str) -> Iterator[None]:
+    try:
+        yield
+    except HFValidationError as error:
+        raise ValueError(f"{repo_id} is no repository of the hub: {error}") from error
+    except GatedRepoError as error:
+        raise PermissionError(
+            f"{SCHEME}{repo_id} is gated; ask for access on its page, then log in with: hf auth login"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"there is no {SCHEME}{repo_id}, or it is private and needs a token; log in with: hf auth login"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise ConnectionError(f"{SCHEME}{repo_id} is not in the cache, and the hub cannot be reached") from error
+    except EntryNotFoundError as error:
+        raise FileNotFoundError(f"{SCHEME}{repo_id} has no such file; {error}") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            raise PermissionError(
+                f"the hub refuses to write to {repo_id} ({status}); log in with a token that may: hf auth login"
+            ) from error
+        raise ConnectionError(f"the hub answered {status} for {SCHEME}{repo_id}; try again later") from error
+    except HTTPError as error:
+        raise ConnectionError(f"the hub cannot be reached for {SCHEME}{repo_id}: {error}") from error

@@ -1,0 +1,218 @@
+"""SRC of ``diffclip convert``: whatever holds a CLIP's weights, as a state dict in open_clip's layout."""
+
+import ast
+import hashlib
+import json
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from open_clip.constants import (
+    HF_CONFIG_NAME,
+    HF_SAFE_WEIGHTS_NAME,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    OPENAI_DATASET_MEAN,
+    OPENAI_DATASET_STD,
+)
+from open_clip.factory import parse_model_name
+from open_clip.pretrained import get_pretrained_cfg
+
+from diffclip_openclip.attention import DYNAMIC, LAMBDA_INIT
+from diffclip_openclip.registration import model_names
+from diffclip_openclip.weights import hub
+from diffclip_openclip.weights.architecture import (
+    Architecture,
+    architecture_of,
+    packaged_architecture,
+    recognize,
+    recognize_image_tower,
+    text_config_for,
+)
+from diffclip_openclip.weights.checkpoint import StateDict, read_checkpoint
+from diffclip_openclip.weights.directory import initial_state
+from diffclip_openclip.weights.reference import from_reference
+
+# the names of --preprocess
+PREPROCESS: dict[str, dict[str, Any]] = {
+    # facebookresearch/SLIP@c6faf5d:main.py, the transform of DiffCLIP and its baseline
+    "slip": {
+        "mean": list(IMAGENET_MEAN),
+        "std": list(IMAGENET_STD),
+        "interpolation": "bilinear",
+        "resize_mode": "shortest",
+    },
+    # what open_clip's trainer uses where nothing else is said
+    "openai": {
+        "mean": list(OPENAI_DATASET_MEAN),
+        "std": list(OPENAI_DATASET_STD),
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A CLIP to be converted.
+
+    ``state_dict`` is in open_clip's layout; ``preprocess_cfg`` is None where the source does not say; ``sha256`` is the
+    weight file's, if there is one; ``notes`` are facts that the user should know.
+    """
+
+    label: str
+    sha256: str | None
+    state_dict: StateDict
+    architecture: Architecture
+    preprocess_cfg: dict[str, Any] | None
+    notes: list[str] = field(default_factory=list)
+
+
+def load_source(src: str, variant: str | None = None) -> Source:
+    """Read SRC: a file, a directory in open_clip's form, or ``hf://owner/repo[/file]``.
+
+    Args:
+        variant: see :func:`~diffclip_openclip.weights.architecture.recognize`; for sources that do not say themselves.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: not the weights of a model that this package knows; the message says what was found.
+    """
+    path, label = hub.fetch(src) if src.startswith(hub.SCHEME) else (Path(src), src)
+    if not path.is_dir():
+        source = _from_file(path, variant)
+    elif variant is None:
+        source = _from_directory(path)
+    else:
+        raise ValueError(f"{src} says in its {HF_CONFIG_NAME} which variant it is; leave out --variant {variant}")
+    return replace(source, label=label)
+
+
+def _from_directory(folder: Path) -> Source:
+    model_cfg, preprocess_cfg = read_config(folder)
+    weights = folder / HF_SAFE_WEIGHTS_NAME
+    return Source(
+        str(folder), sha256(weights), read_checkpoint(weights), architecture_of(model_cfg, folder), preprocess_cfg
+    )
+
+
+def read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``model_cfg`` and ``preprocess_cfg`` of a directory in open_clip's form.
+
+    Raises:
+        FileNotFoundError: no ``open_clip_config.json`` there.
+        ValueError: one that is not open_clip's.
+    """
+    path = folder / HF_CONFIG_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"the directory {folder} has no {HF_CONFIG_NAME}; give a checkpoint file in it instead")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        model_cfg, preprocess_cfg = config["model_cfg"], config["preprocess_cfg"]
+        model_cfg["text_cfg"], model_cfg["vision_cfg"], preprocess_cfg["mean"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not open_clip's: {type(error).__name__} {error}") from error
+    return model_cfg, preprocess_cfg
+
+
+def _from_file(path: Path, variant: str | None) -> Source:
+    state_dict = read_checkpoint(path)
+    digest = sha256(path)
+    if "visual.blocks.0.norm1.weight" in state_dict:  # the authors' and SLIP's
+        state_dict = from_reference(state_dict)
+        return Source(str(path), digest, state_dict, recognize(state_dict, variant), PREPROCESS["slip"])
+    if "visual.trunk.blocks.0.norm1.weight" in state_dict:  # open_clip's, as our models have it
+        architecture = _trained(path, state_dict, variant)
+        return Source(str(path), digest, state_dict, architecture, preprocess_of_run(path))
+    if "blocks.0.norm1.weight" in state_dict:  # timm's
+        return _from_image_tower(str(path), digest, state_dict, variant)
+    if "visual.conv1.weight" in state_dict:
+        raise ValueError(
+            f"{path} is a CLIP with OpenAI's image tower and plain attention; `diffclip warm-start NAME:{path} OUT` "
+            "turns it into a differential one without changing its outputs"
+        )
+    raise ValueError(
+        f"{path} is no CLIP in the authors', SLIP's, open_clip's or timm's layout; it holds {len(state_dict)} tensors, "
+        f"among them {', '.join(sorted(state_dict)[:3])}"
+    )
+
+
+def _from_image_tower(label: str, digest: str, state_dict: StateDict, variant: str | None) -> Source:
+    """A timm ViT with ``DiffAttention`` becomes the image tower of a CLIP whose other weights are new."""
+    if "blocks.0.attn.lambda_q1" not in state_dict:
+        raise ValueError(
+            f"{label} is a timm ViT without lambda_q1 in its attention; only image towers with DiffAttention "
+            "(dual_lambda=False) can be converted"
+        )
+    # timm's DiffAttention has DiffCLIP*'s schedule and no other
+    image = recognize_image_tower(state_dict, variant or "dynamic", "")
+    lambda_init = LAMBDA_INIT if variant == "static" else DYNAMIC
+    text_cfg, text_config, embed_dim = text_config_for(image["timm_model_name"], lambda_init)
+    architecture = Architecture({"embed_dim": embed_dim, "vision_cfg": image, "text_cfg": text_cfg}, text_config)
+    head = [key for key in state_dict if key.startswith(("head.", "fc_norm."))]
+    trunk = {f"visual.trunk.{key}": tensor for key, tensor in state_dict.items() if key not in head}
+    with tempfile.TemporaryDirectory() as folder:
+        initial = initial_state(architecture, Path(folder))
+    if missing := [key for key in initial if key.startswith("visual.trunk.") and key not in trunk]:
+        raise ValueError(f"{label} lacks {len(missing)} tensors of {image['timm_model_name']}: {', '.join(missing)}")
+    notes = ["only the image tower is the source's: projections, text tower and logit_scale are untrained"]
+    if head:
+        notes.append(f"left out: {', '.join(head)}")
+    return Source(label, digest, initial | trunk, architecture, None, notes)
+
+
+def _trained(path: Path, state_dict: StateDict, variant: str | None) -> Architecture:
+    """Architecture of open_clip's training checkpoint, which the run's params.txt tells."""
+    params = _training_params(path)
+    schema, name = parse_model_name(str(params.get("model")))
+    if schema == "local-dir" and Path(name, HF_CONFIG_NAME).is_file():
+        architecture = architecture_of(read_config(Path(name))[0], Path(name))
+    elif schema is None and name in model_names():
+        architecture = packaged_architecture(name)
+    else:
+        return recognize(state_dict, variant)
+    if variant is not None:
+        raise ValueError(f"the run's params.txt says that {path} is {name}; leave out --variant {variant}")
+    if params["force_image_size"] or params["force_context_length"]:
+        return recognize(state_dict, architecture.variant)
+    return architecture
+
+
+def preprocess_of_run(checkpoint: Path) -> dict[str, Any] | None:
+    """How the images of open_clip's training run were normalised and resized; None where no params.txt tells."""
+    params = _training_params(checkpoint)
+    schema, name = parse_model_name(str(params.get("model")))
+    if schema == "local-dir" and Path(name, HF_CONFIG_NAME).is_file():
+        base = read_config(Path(name))[1]
+    elif schema is None and params:
+        base = PREPROCESS["openai"] | (get_pretrained_cfg(name, str(params["pretrained"])) or {})
+    else:
+        return None
+    given = {field: params[f"image_{field}"] for field in PREPROCESS["openai"]}
+    return {field: base[field] if value is None else value for field, value in given.items()}
+
+
+def _training_params(checkpoint: Path) -> dict[str, Any]:
+    """What open_clip_train wrote beside ``checkpoints/`` (open_clip@v3.3.0:src/open_clip_train/main.py), or nothing."""
+    folder = checkpoint.absolute().parent
+    path = folder.parent / "params.txt"
+    if folder.name != "checkpoints" or not path.is_file():
+        return {}
+    params = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        key, _, value = line.partition(": ")
+        try:
+            params[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):  # text, which is written without quotes
+            params[key] = value
+    return params
+
+
+def sha256(path: Path) -> str:
+    """Of the file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

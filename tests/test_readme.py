@@ -5,9 +5,14 @@ import shlex
 import subprocess
 import sys
 
+import open_clip
 import pytest
 from conftest import REPOSITORY, run_python
 from open_clip_train.params import parse_args
+from safetensors.torch import save_file
+
+from diffclip_openclip import to_reference
+from diffclip_openclip.cli import build_parser, main
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
@@ -29,11 +34,27 @@ def _arguments(program: str) -> list[list[str]]:
 def test_python_blocks_run(tmp_path):
     blocks = _blocks("python")
     assert len(blocks) >= 3
+    state_dict = open_clip.create_model("DiffCLIP-B-16").state_dict()
+    save_file(to_reference(state_dict), tmp_path / "weights.safetensors")
+    out = str(tmp_path / "OUT")
+    assert main(["convert", str(tmp_path / "weights.safetensors"), out]) == 0
+    assert main(["convert", out, str(tmp_path / "tower.safetensors"), "--to", "timm"]) == 0
     run_python("\n".join(blocks), tmp_path)
 
 
 def test_every_shell_command_is_of_a_known_program():
-    known = {"make", "pip", "git", "cd", "torchrun", "open_clip_train", "clip_benchmark", "python", "export"}
+    known = {
+        "make",
+        "pip",
+        "git",
+        "cd",
+        "torchrun",
+        "open_clip_train",
+        "clip_benchmark",
+        "python",
+        "export",
+        "diffclip",
+    }
     assert {words[0] for words in _commands()} <= known
 
 
@@ -41,7 +62,8 @@ def test_trainer_commands_parse():
     commands = _arguments("open_clip_train")
     assert len(commands) >= 2
     for arguments in commands:
-        assert parse_args(arguments).model.startswith(("DiffCLIP", "CLIP"))
+        model = parse_args(arguments).model
+        assert model in open_clip.list_models() or model.startswith("local-dir:")
 
 
 def test_benchmark_commands_parse(monkeypatch):
@@ -52,6 +74,13 @@ def test_benchmark_commands_parse(monkeypatch):
     for arguments in commands:
         monkeypatch.setattr(sys, "argv", ["clip_benchmark", *arguments])
         assert get_parser_args()[1].which == "eval"
+
+
+def test_diffclip_commands_parse():
+    commands = [words[1:] for words in _commands() if words[0] == "diffclip"]
+    assert {words[0] for words in commands} == {"convert", "warm-start", "push", "export"}
+    for arguments in commands:
+        build_parser().parse_args(arguments)
 
 
 def test_make_targets_exist():

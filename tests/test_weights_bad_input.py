@@ -149,6 +149,13 @@ def test_missing_and_useless_paths(bare, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
+def test_slips_small_tower_has_heads_that_weights_do_not_tell(tmp_path, capsys):
+    state_dict = to_reference(open_clip.create_model("CLIP-S-16-baseline").state_dict())
+    path = _write(state_dict, "slip.safetensors", tmp_path)
+    assert "SLIP's has 12 heads and timm's 6" in _fails(capsys, "convert", str(path), str(tmp_path / "OUT"))
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_variant_that_the_source_says_itself(bare, tmp_path, capsys):
     out = str(tmp_path / "OUT")
     assert main(["convert", str(bare), out]) == 0

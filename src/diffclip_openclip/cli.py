@@ -72,7 +72,8 @@ def _export(arguments: argparse.Namespace) -> list[str]:
     return export_onnx(arguments.out, arguments.out / "onnx", arguments.overwrite)
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
     parser = argparse.ArgumentParser(prog="diffclip", description="Tools for DiffCLIP models in open_clip.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -139,7 +140,7 @@ def _one_line(error: BaseException) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; bad input gives one line and status 2."""
-    arguments = _parser().parse_args(argv)
+    arguments = build_parser().parse_args(argv)
     logging.getLogger().setLevel(logging.ERROR)  # the hosts' warnings are about models on their way to be loaded
     # as for Ctrl-C: what is half written is cleaned up on the way out
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

@@ -121,7 +121,12 @@ def _from_file(path: Path, variant: str | None) -> Source:
     digest = sha256(path)
     if "visual.blocks.0.norm1.weight" in state_dict:  # the authors' and SLIP's
         state_dict = from_reference(state_dict)
-        return Source(str(path), digest, state_dict, recognize(state_dict, variant), PREPROCESS["slip"])
+        architecture = recognize(state_dict, variant)
+        if architecture.tower == "vit_small_patch16_224":  # facebookresearch/SLIP@d1de3e7:models.py, CLIP_VITS16
+            raise ValueError(
+                f"{path} has a plain ViT-S/16: SLIP's has 12 heads and timm's 6, which weights do not tell"
+            )
+        return Source(str(path), digest, state_dict, architecture, PREPROCESS["slip"])
     if "visual.trunk.blocks.0.norm1.weight" in state_dict:  # open_clip's, as our models have it
         architecture = _trained(path, state_dict, variant)
         return Source(str(path), digest, state_dict, architecture, preprocess_of_run(path))

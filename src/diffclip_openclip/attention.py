@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from diffclip_openclip.attention_cpu import fits_in_cache
+
 LAMBDA_INIT = 0.8  # DiffCLIP, section 4.1
 DYNAMIC = "dynamic"
 SUB_NORM_EPS = 1e-5  # Differential Transformer, section 2.1
@@ -256,9 +258,9 @@ class DifferentialAttention(nn.Module):
         dot2 = (self.lambda_q2.to(dtype) * self.lambda_k2.to(dtype)).sum()
         return dot1.exp() - dot2.exp() + self.lambda_init
 
-    def _project(self, x_BNC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        B, N, _ = x_BNC.shape
-        q_BNC, k_BNC, v_BNC = self.qkv(x_BNC).chunk(3, dim=-1)
+    def _split(self, qkv_BNC3: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        B, N, _ = qkv_BNC3.shape
+        q_BNC, k_BNC, v_BNC = qkv_BNC3.chunk(3, dim=-1)
         q_BHNd = q_BNC.reshape(B, N, self.num_heads, self.head_dim).transpose(1, 2)
         k_BHNd = k_BNC.reshape(B, N, self.num_heads, self.head_dim).transpose(1, 2)
         v_BPNe = v_BNC.reshape(B, N, self.num_heads // 2, 2 * self.head_dim).transpose(1, 2)
@@ -281,16 +283,26 @@ class DifferentialAttention(nn.Module):
             ValueError: an ``attn_mask`` of another shape or dtype.
         """
         B, N, C = x.shape
-        q_BHNd, k_BHNd, v_BPNe = self._project(x)
+        qkv_BNC3 = self.qkv(x)
         lambda_ = self.compute_lambda()
+        weight = self.sub_norm.weight * (1.0 - self.lambda_init)
         dropout_p = self.attn_drop_p if self.training else 0.0
-        if x.device.type == "cpu":
-            out_BPNe = _attend_by_maps(q_BHNd, k_BHNd, v_BPNe, lambda_, attn_mask, is_causal, dropout_p)
+        in_blocks = x.device.type == "cpu" and attn_mask is None and dropout_p == 0.0
+        if not torch.jit.is_scripting():
+            in_blocks = in_blocks and not torch.compiler.is_exporting() and not fits_in_cache(B, self.num_heads, N)
+        if in_blocks:
+            out_BNC, _ = torch.ops.diffclip_openclip.attend_cpu(
+                qkv_BNC3, lambda_, weight, self.num_heads, self.sub_norm.eps, is_causal, torch.is_grad_enabled()
+            )
         else:
-            out_BPNe = _attend_by_sdpa(q_BHNd, k_BHNd, v_BPNe, lambda_, attn_mask, is_causal, dropout_p)
-        weight = (self.sub_norm.weight * (1.0 - self.lambda_init)).to(out_BPNe.dtype)
-        out_BPNe = F.rms_norm(out_BPNe, [2 * self.head_dim], weight, self.sub_norm.eps)
-        return self.proj_drop(self.proj(out_BPNe.transpose(1, 2).reshape(B, N, C)))
+            q_BHNd, k_BHNd, v_BPNe = self._split(qkv_BNC3)
+            if x.device.type == "cpu":
+                out_BPNe = _attend_by_maps(q_BHNd, k_BHNd, v_BPNe, lambda_, attn_mask, is_causal, dropout_p)
+            else:
+                out_BPNe = _attend_by_sdpa(q_BHNd, k_BHNd, v_BPNe, lambda_, attn_mask, is_causal, dropout_p)
+            out_BPNe = F.rms_norm(out_BPNe, [2 * self.head_dim], weight.to(out_BPNe.dtype), self.sub_norm.eps)
+            out_BNC = out_BPNe.transpose(1, 2).reshape(B, N, C)
+        return self.proj_drop(self.proj(out_BNC))
 
     @torch.jit.ignore
     def attention_maps(
@@ -301,6 +313,6 @@ class DifferentialAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The two maps A1 and A2, each (B, P, N, N), for the input and masks of :meth:`forward`."""
         _, a1_BPNN, a2_BPNN = differential_attention_reference(
-            *self._project(x), self.compute_lambda(), attn_mask, is_causal
+            *self._split(self.qkv(x)), self.compute_lambda(), attn_mask, is_causal
         )
         return a1_BPNN, a2_BPNN

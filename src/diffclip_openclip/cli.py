@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -9,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from diffclip_openclip import __version__
+from diffclip_openclip.files import check_place
 from diffclip_openclip.weights.architecture import VARIANTS
 
 _LONGEST_MESSAGE = 600  # characters, so that a list of a hundred missing keys stays one line that can be read
+_BENCH_MODELS = ("CLIP-B-16-baseline", "DiffCLIP-B-16")
 _BAD_INPUT = (ValueError, OSError, ImportError)
 
 _CONVERT = """\
@@ -43,6 +46,13 @@ _EXPORT = """\
 example:
   diffclip export OUT --format onnx    writes OUT/onnx/image.onnx and OUT/onnx/text.onnx
 """
+_BENCH = """\
+examples:
+  diffclip bench                                                 DiffCLIP-B-16 beside CLIP-B-16-baseline, float32
+  diffclip bench --device cuda --precision amp_bf16 --compile --batch-size 256
+  diffclip bench --model CLIP-S-16-baseline --model DiffCLIP-S-16 --image-size 224 336 448 --output curve.json
+                                                                 writes curve.json and curve.png
+"""
 
 
 def _convert(arguments: argparse.Namespace) -> list[str]:
@@ -70,6 +80,25 @@ def _export(arguments: argparse.Namespace) -> list[str]:
     from diffclip_openclip.export import export_onnx
 
     return export_onnx(arguments.out, arguments.out / "onnx", arguments.overwrite)
+
+
+def _bench(arguments: argparse.Namespace) -> list[str]:
+    from diffclip_openclip import bench
+
+    if arguments.output is not None:
+        check_place(arguments.output, arguments.overwrite)
+    settings = bench.settings_of(
+        arguments.device,
+        arguments.precision,
+        arguments.compile,
+        arguments.grad_checkpointing,
+        arguments.batch_size,
+        arguments.image_size,
+    )
+    rows = bench.bench(arguments.model or _BENCH_MODELS, settings, arguments.rounds)
+    if arguments.output is not None:
+        bench.save(rows, arguments.command, arguments.output, arguments.overwrite)
+    return [bench.table(rows)]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -115,6 +144,18 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("out", metavar="OUT", type=Path, help="directory made by convert or warm-start")
     sub.add_argument("--format", choices=("onnx",), required=True)
     _add_overwrite(sub)
+
+    sub = command("bench", _bench, "Speed and memory of models beside each other.", _BENCH)
+    sub.add_argument("--model", action="append", help=f"open_clip's name, repeatable ({', '.join(_BENCH_MODELS)})")
+    sub.add_argument("--device", default="cpu", help="torch's name: cpu, cuda, mps")
+    sub.add_argument("--precision", choices=("fp32", "amp_bf16", "pure_bf16"), default="fp32", help="as in open_clip")
+    sub.add_argument("--compile", action="store_true", help="torch.compile the models")
+    sub.add_argument("--grad-checkpointing", action="store_true")
+    sub.add_argument("--batch-size", type=int, nargs="+", default=[8])
+    sub.add_argument("--image-size", type=int, nargs="+", default=[None], help="pixels; default: the model's own")
+    sub.add_argument("--rounds", type=int, default=10, help="turns of each model that are counted")
+    sub.add_argument("--output", type=Path, metavar="FILE.json", help="write the figures there, and a plot beside it")
+    _add_overwrite(sub)
     return parser
 
 
@@ -141,6 +182,7 @@ def _one_line(error: BaseException) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; bad input gives one line and status 2."""
     arguments = build_parser().parse_args(argv)
+    arguments.command = shlex.join(["diffclip", *(sys.argv[1:] if argv is None else argv)])
     logging.getLogger().setLevel(logging.ERROR)  # the hosts' warnings are about models on their way to be loaded
     # as for Ctrl-C: what is half written is cleaned up on the way out
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

@@ -1,0 +1,268 @@
+"""Speed and memory of open_clip models beside each other: the work of ``diffclip bench``.
+
+Models take turns, so that a machine whose speed drifts slows all of them alike; what counts are the ratios of each turn.
+"""
+
+import contextlib
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import open_clip
+import torch
+from torch.profiler import ProfilerActivity, profile
+from tqdm import tqdm
+
+from diffclip_openclip.files import staged
+
+PRECISIONS = ("fp32", "amp_bf16", "pure_bf16")  # open_clip's names
+PASSES = ("forward", "train step")
+_WARM_UP = 3  # turns that are not counted: compilation, allocator, caches
+_PACKAGES = ("diffclip-openclip", "open_clip_torch", "timm", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What models are compared under; ``image_size`` in pixels, None for each model's own."""
+
+    device: str = "cpu"
+    precision: str = "fp32"
+    compile: bool = False
+    grad_checkpointing: bool = False
+    batch_size: int = 8
+    image_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model's figures in one setting.
+
+    ``seconds`` are the turns'. ``ratio`` is the throughput over the first model's: the median over turns, with the
+    quartiles in ``ratio_quartiles``. ``peak_bytes`` is what a pass allocates at most, on top of what is there before it.
+    """
+
+    model: str
+    what: str
+    setting: Setting
+    seconds: list[float]
+    images_per_second: float
+    ratio: float
+    ratio_quartiles: tuple[float, float]
+    peak_bytes: int
+
+
+def bench(models: Sequence[str], settings: Iterable[Setting], rounds: int) -> list[Row]:
+    """Measure ``models`` against the first of them in each setting, in both passes.
+
+    A train step is forward, contrastive loss, backward and a step of AdamW.
+
+    Raises:
+        ValueError: an unknown model, a device that is not there, or fewer than two rounds.
+    """
+    if rounds < 2:
+        raise ValueError(f"rounds is {rounds}; quartiles need at least 2")
+    if unknown := [name for name in models if ":" not in name and name not in open_clip.list_models()]:
+        raise ValueError(f"open_clip knows no model {', '.join(unknown)}; open_clip.list_models() lists all")
+    return [row for setting in settings for what in PASSES for row in _compare(models, setting, what, rounds)]
+
+
+def _compare(models: Sequence[str], setting: Setting, what: str, rounds: int) -> list[Row]:
+    steps = [_step(name, setting, what) for name in models]
+    peaks = [_peak_bytes(step, setting.device) for step in steps]
+    seconds: list[list[float]] = [[] for _ in steps]
+    title = f"{what}, batch {setting.batch_size}" + (f", {setting.image_size} px" if setting.image_size else "")
+    for turn in tqdm(range(_WARM_UP + rounds), desc=title, leave=False):
+        for times, step in zip(seconds, steps, strict=True):
+            start = time.perf_counter()
+            step()
+            _wait(setting.device)
+            if turn >= _WARM_UP:
+                times.append(time.perf_counter() - start)
+    rows = []
+    for name, times, peak in zip(models, seconds, peaks, strict=True):
+        ratios = [base / own for base, own in zip(seconds[0], times, strict=True)]
+        low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        throughput = setting.batch_size / statistics.median(times)
+        rows.append(Row(name, what, setting, times, throughput, statistics.median(ratios), (low, high), peak))
+    return rows
+
+
+def _step(name: str, setting: Setting, what: str) -> Callable[[], object]:
+    torch.manual_seed(0)
+    device = torch.device(setting.device)
+    precision = setting.precision if setting.precision == "pure_bf16" else "fp32"
+    model: Any = open_clip.create_model(
+        name, precision=precision, device=device, force_image_size=setting.image_size, output_dict=True
+    )
+    dtype = torch.bfloat16 if setting.precision == "pure_bf16" else torch.float32
+    images = torch.randn(setting.batch_size, 3, *model.visual.image_size, device=device, dtype=dtype)
+    texts = torch.randint(1, 49407, (setting.batch_size, model.context_length), device=device)
+    if setting.grad_checkpointing:
+        model.set_grad_checkpointing()
+    run = torch.compile(model) if setting.compile else model
+    autocast: Callable[[], Any] = contextlib.nullcontext
+    if setting.precision == "amp_bf16":
+
+        def autocast() -> Any:
+            return torch.autocast(device.type, torch.bfloat16)
+
+    if what == "forward":
+        model.eval()
+
+        def forward() -> object:
+            with torch.no_grad(), autocast():
+                return run(images, texts)
+
+        return forward
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    loss = open_clip.ClipLoss()
+
+    def train_step() -> object:
+        optimizer.zero_grad()
+        with autocast():
+            output = run(images, texts)
+            value = loss(output["image_features"], output["text_features"], output["logit_scale"])
+        value.backward()
+        return optimizer.step()
+
+    return train_step
+
+
+def _wait(device: str) -> None:
+    if torch.device(device).type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _peak_bytes(step: Callable[[], object], device: str) -> int:
+    """What a step allocates at most on top of what was there, parameters and optimizer state being there already."""
+    step()
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        step()
+    with TemporaryDirectory() as folder:
+        trace = Path(folder, "trace.json")
+        record.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    changes = [event["args"] for event in events if event["name"] == "[memory]"]
+    allocated = [change["Total Allocated"] for change in changes]
+    return max(allocated) - (allocated[0] - changes[0]["Bytes"])
+
+
+def settings_of(
+    device: str,
+    precision: str,
+    compile: bool,
+    grad_checkpointing: bool,
+    batch_sizes: Sequence[int],
+    image_sizes: Sequence[int | None],
+) -> list[Setting]:
+    """Every combination of batch and image size.
+
+    Raises:
+        ValueError: a size that is not positive, or a device that torch does not have here.
+    """
+    if bad := [size for size in (*batch_sizes, *image_sizes) if size is not None and size < 1]:
+        raise ValueError(f"sizes must be positive, not {bad[0]}")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch's answers for no driver, and for a build without it
+        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return [
+        Setting(device, precision, compile, grad_checkpointing, batch_size, image_size)
+        for batch_size, image_size in product(batch_sizes, image_sizes)
+    ]
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Where figures come from: processor or accelerator, threads, versions, date."""
+    kind = torch.device(device).type
+    return {
+        "device": torch.cuda.get_device_name(device) if kind == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in _PACKAGES},
+        "date": datetime.now(timezone.utc).date().isoformat(),
+    }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def save(rows: Sequence[Row], command: str, path: Path, overwrite: bool = False) -> None:
+    """Write the figures to ``path`` (JSON) and their plot beside it (PNG).
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: ``path`` does not end in .json.
+        FileExistsError: one of the two exists, and ``overwrite`` is not given.
+    """
+    figures = {"command": command, "machine": machine(rows[0].setting.device), "rows": [asdict(row) for row in rows]}
+    with staged(path, overwrite) as new:
+        new.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    with staged(path.with_suffix(".png"), overwrite) as new:
+        plot(rows, new)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The figures as a Markdown table."""
+    lines = [
+        "| pass | batch | pixels | model | ms | images/s | ratio | quartiles | peak MB |",
+        "|---|---|---|---|" + "---:|" * 5,
+    ]
+    for row in rows:
+        low, high = row.ratio_quartiles
+        lines.append(
+            f"| {row.what} | {row.setting.batch_size} | {row.setting.image_size or ''} | {row.model} "
+            f"| {1000 * statistics.median(row.seconds):.1f} | {row.images_per_second:.1f} "
+            f"| {row.ratio:.3f} | {low:.3f} – {high:.3f} | {row.peak_bytes / 1e6:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Ratios to the first model: a bar for each model, or a line where batch or image size vary; quartiles as bars."""
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise ImportError(
+            "the plot needs matplotlib; install it with: pip install 'diffclip-openclip[plot]'"
+        ) from error
+    figure, axes = pyplot.subplots(1, len(PASSES), figsize=(10, 4), sharey=True, layout="constrained")
+    for what, axis in zip(PASSES, axes, strict=True):
+        shown = [row for row in rows if row.what == what]
+        by = "image_size" if len({row.setting.image_size for row in shown}) > 1 else "batch_size"
+        for model in dict.fromkeys(row.model for row in shown):
+            own = [row for row in shown if row.model == model]
+            x = [getattr(row.setting, by) for row in own]
+            errors = [
+                [row.ratio - row.ratio_quartiles[0] for row in own],
+                [row.ratio_quartiles[1] - row.ratio for row in own],
+            ]
+            axis.errorbar(x, [row.ratio for row in own], errors, label=model, marker="o", capsize=3)
+        axis.set(title=what, xlabel=by.replace("_", " "), xticks=x)
+        axis.grid(axis="y", alpha=0.3)
+    axes[0].set_ylabel(f"throughput over {rows[0].model}")
+    axes[-1].legend()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, CLIPVisionCo
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from diffclip_openclip import DiffCLIPVisionConfig, DiffCLIPVisionModel
-from diffclip_openclip.vision_model import image_processor_from_open_clip, register_vision_model
+from diffclip_openclip.configs import register_configs
+from diffclip_openclip.vision_model import image_processor_from_open_clip
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 NANO, PLAIN = "vit_nano_patch12_diffclip_48", "vit_nano_patch12_plain_48"
@@ -102,7 +103,7 @@ def test_another_model_type_is_not_overwritten(monkeypatch):
 
     monkeypatch.setitem(CONFIG_MAPPING._extra_content, "diffclip_vision", Foreign)
     with pytest.raises(ValueError, match=rf"another model type 'diffclip_vision', from {__name__}"):
-        register_vision_model()
+        register_configs()
     assert isinstance(AutoConfig.for_model("diffclip_vision"), Foreign)
 
 

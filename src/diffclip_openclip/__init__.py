@@ -3,12 +3,17 @@
 Importing this package registers the models; after installation ``import open_clip`` does it by itself.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from diffclip_openclip.attention import DifferentialAttention, differential_attention_reference
 from diffclip_openclip.attention_v2 import DifferentialAttentionV2, differential_attention_v2_reference
+from diffclip_openclip.configs import DiffCLIPTextConfig, DiffCLIPVisionConfig
 from diffclip_openclip.registration import model_names, register
-from diffclip_openclip.text import DiffCLIPTextConfig, DiffCLIPTextModel
-from diffclip_openclip.vision_model import DiffCLIPVisionConfig, DiffCLIPVisionModel
 from diffclip_openclip.weights.reference import from_reference, to_reference
+
+if TYPE_CHECKING:
+    from diffclip_openclip.text import DiffCLIPTextModel
+    from diffclip_openclip.vision_model import DiffCLIPVisionModel
 
 __version__ = "0.1.0"
 __all__ = [
@@ -25,5 +30,19 @@ __all__ = [
     "register",
     "to_reference",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The transformers models, whose import takes long, when they are asked for (PEP 562)."""
+    if name == "DiffCLIPTextModel":
+        from diffclip_openclip.text import DiffCLIPTextModel
+
+        return DiffCLIPTextModel
+    if name == "DiffCLIPVisionModel":
+        from diffclip_openclip.vision_model import DiffCLIPVisionModel
+
+        return DiffCLIPVisionModel
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 register()

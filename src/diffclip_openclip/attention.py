@@ -291,7 +291,7 @@ class DifferentialAttention(nn.Module):
         if not torch.jit.is_scripting():
             in_blocks = in_blocks and not torch.compiler.is_exporting() and not fits_in_cache(B, self.num_heads, N)
         if in_blocks:
-            out_BNC, _ = torch.ops.diffclip_openclip.attend_cpu(
+            out_BNC, _, _ = torch.ops.diffclip_openclip.attend_cpu(
                 qkv_BNC3, lambda_, weight, self.num_heads, self.sub_norm.eps, is_causal, torch.is_grad_enabled()
             )
         else:

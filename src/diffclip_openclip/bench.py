@@ -1,6 +1,6 @@
 """Speed and memory of open_clip models beside each other: the work of ``diffclip bench``.
 
-Models take turns, so that a machine whose speed drifts slows all of them alike; what counts are the ratios of each turn.
+Models take turns, so that a machine whose speed drifts slows all of them alike; what counts are each turn's ratios.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-from diffclip_openclip.files import staged
+from diffclip_openclip.files import check_place, staged
 
 PRECISIONS = ("fp32", "amp_bf16", "pure_bf16")  # open_clip's names
 PASSES = ("forward", "train step")
@@ -47,7 +47,7 @@ class Row:
     """One model's figures in one setting.
 
     ``seconds`` are the turns'. ``ratio`` is the throughput over the first model's: the median over turns, with the
-    quartiles in ``ratio_quartiles``. ``peak_bytes`` is what a pass allocates at most, on top of what is there before it.
+    quartiles in ``ratio_quartiles``. ``peak_bytes`` is what a pass allocates at most, on top of what was there.
     """
 
     model: str
@@ -209,6 +209,18 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def check_output(path: Path, overwrite: bool = False) -> None:
+    """Refuse an output path before anything is measured; raises as :func:`save`."""
+    if path.suffix != ".json":
+        raise ValueError(f"{path} does not end in .json; the plot goes beside it, as .png")
+    check_place(path, overwrite)
+    check_place(path.with_suffix(".png"), overwrite)
+    try:
+        import matplotlib  # noqa: F401  only whether it is there
+    except ImportError as error:
+        raise ImportError("the plot needs matplotlib; install it: pip install 'diffclip-openclip[plot]'") from error
+
+
 def save(rows: Sequence[Row], command: str, path: Path, overwrite: bool = False) -> None:
     """Write the figures to ``path`` (JSON) and their plot beside it (PNG).
 
@@ -217,6 +229,7 @@ def save(rows: Sequence[Row], command: str, path: Path, overwrite: bool = False)
         ValueError: ``path`` does not end in .json.
         FileExistsError: one of the two exists, and ``overwrite`` is not given.
     """
+    check_output(path, overwrite)
     figures = {"command": command, "machine": machine(rows[0].setting.device), "rows": [asdict(row) for row in rows]}
     with staged(path, overwrite) as new:
         new.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
@@ -242,12 +255,8 @@ def table(rows: Sequence[Row]) -> str:
 
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Ratios to the first model: a bar for each model, or a line where batch or image size vary; quartiles as bars."""
-    try:
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise ImportError(
-            "the plot needs matplotlib; install it with: pip install 'diffclip-openclip[plot]'"
-        ) from error
+    from matplotlib import pyplot
+
     figure, axes = pyplot.subplots(1, len(PASSES), figsize=(10, 4), sharey=True, layout="constrained")
     for what, axis in zip(PASSES, axes, strict=True):
         shown = [row for row in rows if row.what == what]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from diffclip_openclip import __version__
-from diffclip_openclip.files import check_place
 from diffclip_openclip.weights.architecture import VARIANTS
 
 _LONGEST_MESSAGE = 600  # characters, so that a list of a hundred missing keys stays one line that can be read
@@ -86,7 +85,7 @@ def _bench(arguments: argparse.Namespace) -> list[str]:
     from diffclip_openclip import bench
 
     if arguments.output is not None:
-        check_place(arguments.output, arguments.overwrite)
+        bench.check_output(arguments.output, arguments.overwrite)
     settings = bench.settings_of(
         arguments.device,
         arguments.precision,

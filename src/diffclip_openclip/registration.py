@@ -14,9 +14,7 @@ from typing import Any
 import open_clip
 from open_clip.hf_configs import arch_dict
 
-from diffclip_openclip import vision  # noqa: F401  importing it registers the towers with timm
-from diffclip_openclip.text import MODEL_TYPE, register_text_model
-from diffclip_openclip.vision_model import register_vision_model
+from diffclip_openclip.configs import DiffCLIPTextConfig, register_configs
 
 _TEXT_ARCH: dict[str, Any] = {
     "config_names": {
@@ -64,10 +62,10 @@ def _resolved_config(path: Path) -> dict[str, Any]:
 
 
 def _register_text_arch() -> None:
-    known = arch_dict.setdefault(MODEL_TYPE, _TEXT_ARCH)
+    known = arch_dict.setdefault(DiffCLIPTextConfig.model_type, _TEXT_ARCH)
     if known != _TEXT_ARCH:
         raise ValueError(
-            f"open_clip.hf_configs.arch_dict already has another entry {MODEL_TYPE!r}: {known}; "
+            f"open_clip.hf_configs.arch_dict already has another entry {DiffCLIPTextConfig.model_type!r}: {known}; "
             "uninstall or change the package that added it to use diffclip_openclip"
         )
 
@@ -96,8 +94,7 @@ def register() -> None:
     """
     with _lock:
         missing = _missing_configs({path.stem: _resolved_config(path) for path in config_dir().glob("*.json")})
-        register_text_model()
-        register_vision_model()
+        register_configs()
         _register_text_arch()
         if not missing:
             return

@@ -13,17 +13,16 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import CONFIG_NAME, can_return_tuple
 
-from diffclip_openclip.attention import LAMBDA_INIT, DifferentialAttention, resolve_lambda_init
+from diffclip_openclip.attention import DifferentialAttention
 from diffclip_openclip.attention_v2 import DifferentialAttentionV2
-from diffclip_openclip.auto_classes import register_auto_classes
+from diffclip_openclip.configs import DiffCLIPTextConfig
 
-MODEL_TYPE = "diffclip_text"
 # where to fetch weights, which AutoModel passes on although there are none to fetch
 _HUB_ARGUMENTS = {
     *("_commit_hash", "_from_auto", "adapter_kwargs", "cache_dir", "force_download", "local_files_only", "proxies"),
@@ -32,62 +31,6 @@ _HUB_ARGUMENTS = {
 }
 # in a model directory of open_clip, config.json names the whole model's weights as the tower's (transformers_weights)
 _IN_OPEN_CLIP = {r"^text\.transformer\.": ""}
-
-
-class DiffCLIPTextConfig(PretrainedConfig):
-    """Configuration of :class:`DiffCLIPTextModel`; the defaults are the text tower of DiffCLIP-B/16.
-
-    Args:
-        hidden_size: embed_dim C of the tower.
-        num_attention_heads: the usual number of heads; in version 1 two of them make a differential pair, so even.
-        max_position_embeddings: longest context.
-        hidden_act: transformers' name of the activation, "quick_gelu" or "gelu" in CLIP.
-        attention_version: 1 for DiffCLIP's attention, 2 for :class:`DifferentialAttentionV2`.
-        lambda_init: a number in [0, 1), or "dynamic" for 0.8 - 0.6 exp(-0.3 l) in layer l (DiffCLIP*); version 2 has
-            none.
-        attention_dropout: dropout on both attention maps.
-        pad_token_id: read by open_clip's adapter for an attention mask, which has no effect on this model.
-
-    Raises:
-        ValueError: an ``attention_version`` or a ``lambda_init`` that is none of these.
-    """
-
-    model_type = MODEL_TYPE
-
-    def __init__(
-        self,
-        vocab_size: int = 49408,
-        hidden_size: int = 512,
-        intermediate_size: int = 2048,
-        num_hidden_layers: int = 12,
-        num_attention_heads: int = 8,
-        max_position_embeddings: int = 77,
-        hidden_act: str = "quick_gelu",
-        layer_norm_eps: float = 1e-5,
-        attention_dropout: float = 0.0,
-        attention_version: int = 1,
-        lambda_init: float | str = LAMBDA_INIT,
-        pad_token_id: int = 0,
-        bos_token_id: int = 49406,
-        eos_token_id: int = 49407,
-        **kwargs: Any,
-    ) -> None:
-        if attention_version not in (1, 2):
-            raise ValueError(f"attention_version is {attention_version!r}; it must be 1 or 2")
-        resolve_lambda_init(lambda_init, depth=0)
-        self.vocab_size = vocab_size
-        self.hidden_size = hidden_size
-        self.intermediate_size = intermediate_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.max_position_embeddings = max_position_embeddings
-        self.hidden_act = hidden_act
-        self.layer_norm_eps = layer_norm_eps
-        self.attention_dropout = attention_dropout
-        self.attention_version = attention_version
-        self.lambda_init = lambda_init
-        kwargs |= {"pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
-        super().__init__(**kwargs)
 
 
 class DiffCLIPTextEmbeddings(nn.Module):
@@ -265,6 +208,4 @@ class DiffCLIPTextModel(PreTrainedModel):
         )
 
 
-def register_text_model() -> None:
-    """Make ``diffclip_text`` known to transformers; see :func:`register_auto_classes`."""
-    register_auto_classes(DiffCLIPTextConfig, DiffCLIPTextModel)
+AutoModel.register(DiffCLIPTextConfig, DiffCLIPTextModel, exist_ok=True)

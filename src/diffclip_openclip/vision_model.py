@@ -16,17 +16,15 @@ import timm
 import torch
 from safetensors import safe_open
 from timm.models import VisionTransformer
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
-from diffclip_openclip import vision  # noqa: F401  importing it registers the towers with timm
-from diffclip_openclip.auto_classes import register_auto_classes
+from diffclip_openclip.configs import DiffCLIPVisionConfig
 
 if TYPE_CHECKING:
     from transformers import CLIPImageProcessor
 
-MODEL_TYPE = "diffclip_vision"
 _TRUNK = "visual.trunk."
 
 
@@ -42,7 +40,8 @@ def _create_trunk(timm_model_name: str) -> VisionTransformer:
 
 
 @lru_cache
-def _sizes(timm_model_name: str) -> dict[str, int]:
+def sizes_of(timm_model_name: str) -> dict[str, int]:
+    """What transformers' users read from a config: widths and counts of a tower, image and patch size in pixels."""
     with torch.device("meta"):
         trunk = _create_trunk(timm_model_name)
     return {
@@ -52,47 +51,6 @@ def _sizes(timm_model_name: str) -> dict[str, int]:
         "num_hidden_layers": len(trunk.blocks),
         "num_attention_heads": cast(Any, trunk.blocks[0]).attn.num_heads,
     }
-
-
-class DiffCLIPVisionConfig(PretrainedConfig):
-    """Configuration of :class:`DiffCLIPVisionModel`; the tower's name decides every size.
-
-    Args:
-        timm_model_name: a ViT registered with timm, differential or plain, that has one class token.
-
-    Raises:
-        ValueError: timm has no model of that name.
-    """
-
-    model_type = MODEL_TYPE
-
-    def __init__(self, timm_model_name: str = "vit_base_patch16_diffclip_224", **kwargs: Any) -> None:
-        if not timm.is_model(timm_model_name):
-            raise ValueError(
-                f"timm has no model {timm_model_name!r}; timm.list_models('vit_*') lists those that it has"
-            )
-        self.timm_model_name = timm_model_name
-        super().__init__(**kwargs)
-
-    @property
-    def hidden_size(self) -> int:
-        return _sizes(self.timm_model_name)["hidden_size"]
-
-    @property
-    def image_size(self) -> int:
-        return _sizes(self.timm_model_name)["image_size"]
-
-    @property
-    def patch_size(self) -> int:
-        return _sizes(self.timm_model_name)["patch_size"]
-
-    @property
-    def num_hidden_layers(self) -> int:
-        return _sizes(self.timm_model_name)["num_hidden_layers"]
-
-    @property
-    def num_attention_heads(self) -> int:
-        return _sizes(self.timm_model_name)["num_attention_heads"]
 
 
 class DiffCLIPVisionModel(PreTrainedModel):
@@ -253,6 +211,4 @@ def _open_clip_tower(directory: Path) -> DiffCLIPVisionConfig:
     return DiffCLIPVisionConfig(timm_model_name=vision_cfg["timm_model_name"])
 
 
-def register_vision_model() -> None:
-    """Make ``diffclip_vision`` known to transformers; see :func:`register_auto_classes`."""
-    register_auto_classes(DiffCLIPVisionConfig, DiffCLIPVisionModel)
+AutoModel.register(DiffCLIPVisionConfig, DiffCLIPVisionModel, exist_ok=True)

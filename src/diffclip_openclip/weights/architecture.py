@@ -13,8 +13,8 @@ from transformers.utils import CONFIG_NAME
 
 from diffclip_openclip import vision
 from diffclip_openclip.attention import DYNAMIC, LAMBDA_INIT
+from diffclip_openclip.configs import DiffCLIPTextConfig
 from diffclip_openclip.registration import model_names
-from diffclip_openclip.text import DiffCLIPTextConfig, DiffCLIPTextModel
 from diffclip_openclip.weights.reference import depth_of
 
 VARIANTS = ("static", "dynamic", "gelu", "quickgelu")
@@ -165,7 +165,7 @@ def _differential_text(state_dict: Mapping[str, torch.Tensor], variant: str | No
 
 def _text_json(config: DiffCLIPTextConfig) -> dict[str, Any]:
     """What config.json holds; equal for equal models, whichever version of transformers wrote it."""
-    config.architectures = [DiffCLIPTextModel.__name__]
+    config.architectures = ["DiffCLIPTextModel"]
     fields = config.to_diff_dict()
     for unstable in ("transformers_version", "transformers_weights", "dtype"):
         fields.pop(unstable, None)

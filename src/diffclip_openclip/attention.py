@@ -19,8 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diffclip_openclip.attention_cpu import fits_in_cache
-
 LAMBDA_INIT = 0.8  # DiffCLIP, section 4.1
 DYNAMIC = "dynamic"
 SUB_NORM_EPS = 1e-5  # Differential Transformer, section 2.1
@@ -222,6 +220,10 @@ class DifferentialAttention(nn.Module):
         dtype: Optional[torch.dtype] = None,
     ) -> None:
         super().__init__()
+        # here, because defining operators takes 30 ms, which only those who build a model are to pay
+        from diffclip_openclip.attention_cpu import fits_in_cache
+
+        self._fits_in_cache = fits_in_cache
         if num_heads <= 0 or num_heads % 2:
             raise ValueError(f"num_heads is {num_heads}; heads are paired, so it must be positive and even")
         if dim % num_heads:
@@ -289,7 +291,7 @@ class DifferentialAttention(nn.Module):
         dropout_p = self.attn_drop_p if self.training else 0.0
         in_blocks = x.device.type == "cpu" and attn_mask is None and dropout_p == 0.0
         if not torch.jit.is_scripting():
-            in_blocks = in_blocks and not torch.compiler.is_exporting() and not fits_in_cache(B, self.num_heads, N)
+            in_blocks = in_blocks and not torch.compiler.is_exporting() and not self._fits_in_cache(B, self.num_heads, N)
         if in_blocks:
             out_BNC, _, _ = torch.ops.diffclip_openclip.attend_cpu(
                 qkv_BNC3, lambda_, weight, self.num_heads, self.sub_norm.eps, is_causal, torch.is_grad_enabled()

@@ -291,7 +291,9 @@ class DifferentialAttention(nn.Module):
         dropout_p = self.attn_drop_p if self.training else 0.0
         in_blocks = x.device.type == "cpu" and attn_mask is None and dropout_p == 0.0
         if not torch.jit.is_scripting():
-            in_blocks = in_blocks and not torch.compiler.is_exporting() and not self._fits_in_cache(B, self.num_heads, N)
+            in_blocks = (
+                in_blocks and not torch.compiler.is_exporting() and not self._fits_in_cache(B, self.num_heads, N)
+            )
         if in_blocks:
             out_BNC, _, _ = torch.ops.diffclip_openclip.attend_cpu(
                 qkv_BNC3, lambda_, weight, self.num_heads, self.sub_norm.eps, is_causal, torch.is_grad_enabled()

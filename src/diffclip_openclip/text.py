@@ -127,9 +127,12 @@ class DiffCLIPTextModel(PreTrainedModel):
     def __init__(self, config: DiffCLIPTextConfig, add_pooling_layer: bool = True) -> None:
         super().__init__(config)
         self.add_pooling_layer = add_pooling_layer
-        self.embeddings = DiffCLIPTextEmbeddings(config)
-        self.layers = nn.ModuleList(DiffCLIPTextLayer(config, depth) for depth in range(config.num_hidden_layers))
-        self.ln_final = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        device = torch.get_default_device()
+        with torch.device("meta"):  # so that nothing is drawn before _init_weights draws it
+            self.embeddings = DiffCLIPTextEmbeddings(config)
+            self.layers = nn.ModuleList(DiffCLIPTextLayer(config, depth) for depth in range(config.num_hidden_layers))
+            self.ln_final = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.to_empty(device=device)
         self._weight_stds = _weight_stds(self.layers, config)
         self.post_init()
 
@@ -166,10 +169,12 @@ class DiffCLIPTextModel(PreTrainedModel):
             nn.init.normal_(module.positional_embedding, std=0.01)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
+        elif module in self._weight_stds:
+            linear = cast(nn.Linear, module)
+            nn.init.normal_(linear.weight, std=self._weight_stds[module])
+            nn.init.uniform_(linear.bias, -(linear.in_features**-0.5), linear.in_features**-0.5)  # torch's own
         elif isinstance(module, nn.Linear | nn.LayerNorm | nn.RMSNorm | DifferentialAttention):
             module.reset_parameters()
-        if module in self._weight_stds:
-            nn.init.normal_(cast(nn.Linear, module).weight, std=self._weight_stds[module])
 
     @can_return_tuple
     def forward(

@@ -11,7 +11,6 @@ import time
 from typing import Any
 
 import open_clip
-import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _DRAWS = ("uniform_", "normal_", "normal")

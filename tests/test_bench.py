@@ -37,7 +37,7 @@ def test_figures_and_plot(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "flags",
-    [["--precision", "amp_bf16"], ["--precision", "pure_bf16"], ["--grad-checkpointing"]],
+    [["--precision", "amp_bf16"], ["--precision", "pure_bf16"], ["--grad-checkpointing"], ["--forward-only"]],
     ids=lambda flags: flags[-1],
 )
 def test_flags(flags):

@@ -60,8 +60,8 @@ class Row:
     peak_bytes: int
 
 
-def bench(models: Sequence[str], settings: Iterable[Setting], rounds: int) -> list[Row]:
-    """Measure ``models`` against the first of them in each setting, in both passes.
+def bench(models: Sequence[str], settings: Iterable[Setting], rounds: int, passes: Sequence[str] = PASSES) -> list[Row]:
+    """Measure ``models`` against the first of them in each setting and pass.
 
     A train step is forward, contrastive loss, backward and a step of AdamW.
 
@@ -72,7 +72,7 @@ def bench(models: Sequence[str], settings: Iterable[Setting], rounds: int) -> li
         raise ValueError(f"rounds is {rounds}; quartiles need at least 2")
     if unknown := [name for name in models if ":" not in name and name not in open_clip.list_models()]:
         raise ValueError(f"open_clip knows no model {', '.join(unknown)}; open_clip.list_models() lists all")
-    return [row for setting in settings for what in PASSES for row in _compare(models, setting, what, rounds)]
+    return [row for setting in settings for what in passes for row in _compare(models, setting, what, rounds)]
 
 
 def _compare(models: Sequence[str], setting: Setting, what: str, rounds: int) -> list[Row]:
@@ -254,24 +254,27 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Ratios to the first model: a bar for each model, or a line where batch or image size vary; quartiles as bars."""
+    """Ratios to the first model with their quartiles, by model, or by batch or image size where one of them varies."""
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(PASSES), figsize=(10, 4), sharey=True, layout="constrained")
-    for what, axis in zip(PASSES, axes, strict=True):
-        shown = [row for row in rows if row.what == what]
-        by = "image_size" if len({row.setting.image_size for row in shown}) > 1 else "batch_size"
-        for model in dict.fromkeys(row.model for row in shown):
-            own = [row for row in shown if row.model == model]
-            x = [getattr(row.setting, by) for row in own]
+    passes = list(dict.fromkeys(row.what for row in rows))
+    varying = [by for by in ("image_size", "batch_size") if len({getattr(row.setting, by) for row in rows}) > 1]
+    figure, axes = pyplot.subplots(
+        1, len(passes), figsize=(5 * len(passes), 4), sharey=True, squeeze=False, layout="constrained"
+    )
+    for what, axis in zip(passes, axes[0], strict=True):
+        for model in dict.fromkeys(row.model for row in rows):
+            own = [row for row in rows if (row.model, row.what) == (model, what)]
+            x = [str(getattr(row.setting, varying[0])) if varying else model for row in own]
             errors = [
                 [row.ratio - row.ratio_quartiles[0] for row in own],
                 [row.ratio_quartiles[1] - row.ratio for row in own],
             ]
             axis.errorbar(x, [row.ratio for row in own], errors, label=model, marker="o", capsize=3)
-        axis.set(title=what, xlabel=by.replace("_", " "), xticks=x)
+        axis.set(title=what, xlabel=varying[0].replace("_", " ") if varying else "")
         axis.grid(axis="y", alpha=0.3)
-    axes[0].set_ylabel(f"throughput over {rows[0].model}")
-    axes[-1].legend()
+    axes[0, 0].set_ylabel(f"throughput over {rows[0].model}")
+    if varying:
+        axes[0, -1].legend()
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

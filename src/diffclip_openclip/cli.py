@@ -94,7 +94,8 @@ def _bench(arguments: argparse.Namespace) -> list[str]:
         arguments.batch_size,
         arguments.image_size,
     )
-    rows = bench.bench(arguments.model or _BENCH_MODELS, settings, arguments.rounds)
+    passes = bench.PASSES[:1] if arguments.forward_only else bench.PASSES
+    rows = bench.bench(arguments.model or _BENCH_MODELS, settings, arguments.rounds, passes)
     if arguments.output is not None:
         bench.save(rows, arguments.command, arguments.output, arguments.overwrite)
     return [bench.table(rows)]
@@ -152,6 +153,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--grad-checkpointing", action="store_true")
     sub.add_argument("--batch-size", type=int, nargs="+", default=[8])
     sub.add_argument("--image-size", type=int, nargs="+", default=[None], help="pixels; default: the model's own")
+    sub.add_argument("--forward-only", action="store_true", help="no train step, which needs memory for an optimizer")
     sub.add_argument("--rounds", type=int, default=10, help="turns of each model that are counted")
     sub.add_argument("--output", type=Path, metavar="FILE.json", help="write the figures there, and a plot beside it")
     _add_overwrite(sub)

@@ -5,6 +5,8 @@ import importlib.metadata
 import open_clip
 import pytest
 import torch
+from conftest import run_python
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import diffclip_openclip
 from diffclip_openclip import DifferentialAttention, DifferentialAttentionV2
@@ -190,3 +192,33 @@ def test_version_2_learns_which_text_belongs_to_which_image():
         losses.append(loss.item())
     assert losses[0] > 1.5  # ln 8 = 2.08 of eight equally likely texts
     assert losses[-1] < 0.5
+
+
+def test_importing_open_clip_stays_light(tmp_path):
+    """What takes long to import, or to define, is left to those who build a model."""
+    code = (
+        "import open_clip, sys\n"
+        "assert 'diffclip_openclip.registration' in sys.modules\n"
+        "heavy = {'transformers.modeling_utils', 'diffclip_openclip.attention_cpu', 'diffclip_openclip.cli'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    assert run_python(code, tmp_path).splitlines()[-1] == "[]"
+
+
+class _DrawnValues(TorchDispatchMode):
+    """Counts the values that random initialisation draws."""
+
+    drawn = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in ("uniform_", "normal_", "normal") and args[0].device.type != "meta":
+            self.drawn += args[0].numel()
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["DiffCLIP-nano", "DiffCLIP-B-16-dynamic"])
+def test_no_weight_is_drawn_twice(name):
+    with _DrawnValues() as counter:
+        model = open_clip.create_model(name)
+    num_values = sum(parameter.numel() for parameter in model.parameters())
+    assert 0.9 * num_values < counter.drawn <= num_values

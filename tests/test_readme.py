@@ -78,7 +78,7 @@ def test_benchmark_commands_parse(monkeypatch):
 
 def test_diffclip_commands_parse():
     commands = [words[1:] for words in _commands() if words[0] == "diffclip"]
-    assert {words[0] for words in commands} == {"convert", "warm-start", "push", "export"}
+    assert {words[0] for words in commands} == {"convert", "warm-start", "push", "export", "bench"}
     for arguments in commands:
         build_parser().parse_args(arguments)
 

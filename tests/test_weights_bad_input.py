@@ -149,6 +149,16 @@ def test_missing_and_useless_paths(bare, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
+def test_a_directory_of_another_architecture(tmp_path, capsys):
+    config = {"model_cfg": open_clip.get_model_config("ViT-B-32"), "preprocess_cfg": {"mean": [0.5] * 3}}
+    (tmp_path / "CLIP").mkdir()
+    (tmp_path / "CLIP" / "open_clip_config.json").write_text(json.dumps(config))
+    line = _fails(capsys, "convert", str(tmp_path / "CLIP"), str(tmp_path / "OUT"))
+    assert f"diffclip warm-start local-dir:{tmp_path / 'CLIP'}" in line
+    (tmp_path / "CLIP" / "open_clip_config.json").write_text("{}")
+    assert "is not open_clip's" in _fails(capsys, "convert", str(tmp_path / "CLIP"), str(tmp_path / "OUT"))
+
+
 def test_slips_small_tower_has_heads_that_weights_do_not_tell(tmp_path, capsys):
     state_dict = to_reference(open_clip.create_model("CLIP-S-16-baseline").state_dict())
     path = _write(state_dict, "slip.safetensors", tmp_path)

@@ -236,6 +236,15 @@ def test_run_on_a_converted_directory_keeps_its_preprocessing(converted, tmp_pat
     assert json.loads((tmp_path / "NEW" / "open_clip_config.json").read_text())["preprocess_cfg"] == SLIP
 
 
+def test_siglip_run_keeps_its_bias(tmp_path):
+    """--siglip gives the model a logit_bias that the packaged config does not have."""
+    torch.manual_seed(0)
+    model = open_clip.create_model("DiffCLIP-nano", init_logit_bias=-10.0)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "siglip.pt")
+    assert main(["convert", str(tmp_path / "siglip.pt"), str(tmp_path / "OUT"), "--preprocess", "openai"]) == 0
+    assert float(_load(tmp_path / "OUT").logit_bias) == -10.0
+
+
 def test_a_bare_checkpoint_must_have_its_preprocessing_said(tmp_path, capsys):
     torch.save(_model().state_dict(), tmp_path / "bare.pt")
     assert main(["convert", str(tmp_path / "bare.pt"), str(tmp_path / "OUT")]) == 2

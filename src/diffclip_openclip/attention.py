@@ -123,7 +123,7 @@ def _attend_by_maps(
     is_causal: bool,
     dropout_p: float,
 ) -> torch.Tensor:
-    """Explicit maps, subtracted before the one product with v: the fast way on CPU (benchmarks/attention_paths.py)."""
+    """Explicit maps, subtracted before the one product with v: for the CPU where attend_cpu is of no use."""
     B, H, N, d = q_BHNd.shape
     P = H // 2
     scores_BP2NN = ((q_BHNd * d**-0.5) @ k_BHNd.transpose(-2, -1)).view(B, P, 2, N, N)

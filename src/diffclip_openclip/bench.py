@@ -5,10 +5,11 @@ Models take turns, so that a machine whose speed drifts slows all of them alike;
 
 import contextlib
 import json
+import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -153,7 +154,7 @@ def _peak_bytes(step: Callable[[], object], device: str) -> int:
         step()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+    with _quiet_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         step()
     with TemporaryDirectory() as folder:
         trace = Path(folder, "trace.json")
@@ -162,6 +163,19 @@ def _peak_bytes(step: Callable[[], object], device: str) -> int:
     changes = [event["args"] for event in events if event["name"] == "[memory]"]
     allocated = [change["Total Allocated"] for change in changes]
     return max(allocated) - (allocated[0] - changes[0]["Bytes"])
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """The profiler's C++ side logs its start and stop there, whatever its log level."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def settings_of(

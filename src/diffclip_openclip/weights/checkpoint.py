@@ -46,7 +46,7 @@ def _safe_globals() -> AbstractContextManager[Any]:
 
 
 def _kind(path: Path) -> str:
-    """ "torch" or "safetensors", by content: a name's ending may be wrong."""
+    """Either "torch" or "safetensors", by content: a name's ending may be wrong."""
     with path.open("rb") as file:
         head = file.read(512)
     if not head:

@@ -91,6 +91,11 @@ def load_source(src: str, variant: str | None = None) -> Source:
 
 def _from_directory(folder: Path) -> Source:
     model_cfg, preprocess_cfg = read_config(folder)
+    if "timm_model_name" not in model_cfg["vision_cfg"]:
+        raise ValueError(
+            f"{folder} holds a CLIP with open_clip's own image tower and plain attention; "
+            f"`diffclip warm-start local-dir:{folder} OUT` turns it into a differential one without changing its outputs"
+        )
     weights = folder / HF_SAFE_WEIGHTS_NAME
     return Source(
         str(folder), sha256(weights), read_checkpoint(weights), architecture_of(model_cfg, folder), preprocess_cfg
@@ -129,6 +134,8 @@ def _from_file(path: Path, variant: str | None) -> Source:
         return Source(str(path), digest, state_dict, architecture, PREPROCESS["slip"])
     if "visual.trunk.blocks.0.norm1.weight" in state_dict:  # open_clip's, as our models have it
         architecture = _trained(path, state_dict, variant)
+        if "logit_bias" in state_dict:  # trained with --siglip; the config's value is only where training starts
+            architecture.model_cfg["init_logit_bias"] = float(state_dict["logit_bias"])
         return Source(str(path), digest, state_dict, architecture, preprocess_of_run(path))
     if "blocks.0.norm1.weight" in state_dict:  # timm's
         return _from_image_tower(str(path), digest, state_dict, variant)
@@ -179,7 +186,7 @@ def _trained(path: Path, state_dict: StateDict, variant: str | None) -> Architec
         return recognize(state_dict, variant)
     if variant is not None:
         raise ValueError(f"the run's params.txt says that {path} is {name}; leave out --variant {variant}")
-    if params["force_image_size"] or params["force_context_length"]:
+    if params.get("force_image_size") or params.get("force_context_length"):
         return recognize(state_dict, architecture.variant)
     return architecture
 
@@ -191,10 +198,10 @@ def preprocess_of_run(checkpoint: Path) -> dict[str, Any] | None:
     if schema == "local-dir" and Path(name, HF_CONFIG_NAME).is_file():
         base = read_config(Path(name))[1]
     elif schema is None and params:
-        base = PREPROCESS["openai"] | (get_pretrained_cfg(name, str(params["pretrained"])) or {})
+        base = PREPROCESS["openai"] | (get_pretrained_cfg(name, str(params.get("pretrained"))) or {})
     else:
         return None
-    given = {field: params[f"image_{field}"] for field in PREPROCESS["openai"]}
+    given = {field: params.get(f"image_{field}") for field in PREPROCESS["openai"]}
     return {field: base[field] if value is None else value for field, value in given.items()}
 
 

@@ -1,5 +1,6 @@
 """Bad input to the commands: one line, exit status 2, nothing left behind, and nothing run."""
 
+import json
 import os
 import pickle
 import resource

@@ -94,7 +94,7 @@ def _from_directory(folder: Path) -> Source:
     if "timm_model_name" not in model_cfg["vision_cfg"]:
         raise ValueError(
             f"{folder} holds a CLIP with open_clip's own image tower and plain attention; "
-            f"`diffclip warm-start local-dir:{folder} OUT` turns it into a differential one without changing its outputs"
+            f"`diffclip warm-start local-dir:{folder} OUT` makes it a differential one with the same outputs"
         )
     weights = folder / HF_SAFE_WEIGHTS_NAME
     return Source(
@@ -142,7 +142,7 @@ def _from_file(path: Path, variant: str | None) -> Source:
     if "visual.conv1.weight" in state_dict:
         raise ValueError(
             f"{path} is a CLIP with OpenAI's image tower and plain attention; `diffclip warm-start NAME:{path} OUT` "
-            "turns it into a differential one without changing its outputs"
+            "makes it a differential one with the same outputs"
         )
     raise ValueError(
         f"{path} is no CLIP in the authors', SLIP's, open_clip's or timm's layout; it holds {len(state_dict)} tensors, "

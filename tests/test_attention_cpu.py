@@ -155,3 +155,12 @@ def test_exported_programs_do_without_it(monkeypatch):
     program = torch.export.export(layer, (x,))
     assert not any("attend_cpu" in str(node.target) for node in program.graph.nodes)
     torch.testing.assert_close(program.module()(x), layer(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_scripted_layers_do_without_it(monkeypatch):
+    monkeypatch.setattr(attention_cpu, "_CACHE_BYTES", 1)
+    layer, x = _large_layer()
+    scripted = torch.jit.script(layer)
+    assert "attend_cpu" not in str(scripted.inlined_graph)
+    torch.testing.assert_close(scripted(x), layer(x), rtol=1e-5, atol=1e-6)

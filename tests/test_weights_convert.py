@@ -242,7 +242,7 @@ def test_siglip_run_keeps_its_bias(tmp_path):
     model = open_clip.create_model("DiffCLIP-nano", init_logit_bias=-10.0)
     torch.save({"state_dict": model.state_dict()}, tmp_path / "siglip.pt")
     assert main(["convert", str(tmp_path / "siglip.pt"), str(tmp_path / "OUT"), "--preprocess", "openai"]) == 0
-    assert float(_load(tmp_path / "OUT").logit_bias) == -10.0
+    assert _load(tmp_path / "OUT").logit_bias.item() == -10.0
 
 
 def test_a_bare_checkpoint_must_have_its_preprocessing_said(tmp_path, capsys):

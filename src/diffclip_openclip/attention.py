@@ -289,24 +289,20 @@ class DifferentialAttention(nn.Module):
         lambda_ = self.compute_lambda()
         weight = self.sub_norm.weight * (1.0 - self.lambda_init)
         dropout_p = self.attn_drop_p if self.training else 0.0
-        in_blocks = x.device.type == "cpu" and attn_mask is None and dropout_p == 0.0
-        if not torch.jit.is_scripting():
-            in_blocks = (
-                in_blocks and not torch.compiler.is_exporting() and not self._fits_in_cache(B, self.num_heads, N)
-            )
-        if in_blocks:
-            out_BNC, _, _ = torch.ops.diffclip_openclip.attend_cpu(
-                qkv_BNC3, lambda_, weight, self.num_heads, self.sub_norm.eps, is_causal, torch.is_grad_enabled()
-            )
+        if not torch.jit.is_scripting():  # scripted and exported models are to run without this package's operator
+            whole = attn_mask is None and dropout_p == 0.0 and not torch.compiler.is_exporting()
+            if x.device.type == "cpu" and whole and not self._fits_in_cache(B, self.num_heads, N):
+                out_BNC, _, _ = torch.ops.diffclip_openclip.attend_cpu(
+                    qkv_BNC3, lambda_, weight, self.num_heads, self.sub_norm.eps, is_causal, torch.is_grad_enabled()
+                )
+                return self.proj_drop(self.proj(out_BNC))
+        q_BHNd, k_BHNd, v_BPNe = self._split(qkv_BNC3)
+        if x.device.type == "cpu":
+            out_BPNe = _attend_by_maps(q_BHNd, k_BHNd, v_BPNe, lambda_, attn_mask, is_causal, dropout_p)
         else:
-            q_BHNd, k_BHNd, v_BPNe = self._split(qkv_BNC3)
-            if x.device.type == "cpu":
-                out_BPNe = _attend_by_maps(q_BHNd, k_BHNd, v_BPNe, lambda_, attn_mask, is_causal, dropout_p)
-            else:
-                out_BPNe = _attend_by_sdpa(q_BHNd, k_BHNd, v_BPNe, lambda_, attn_mask, is_causal, dropout_p)
-            out_BPNe = F.rms_norm(out_BPNe, [2 * self.head_dim], weight.to(out_BPNe.dtype), self.sub_norm.eps)
-            out_BNC = out_BPNe.transpose(1, 2).reshape(B, N, C)
-        return self.proj_drop(self.proj(out_BNC))
+            out_BPNe = _attend_by_sdpa(q_BHNd, k_BHNd, v_BPNe, lambda_, attn_mask, is_causal, dropout_p)
+        out_BPNe = F.rms_norm(out_BPNe, [2 * self.head_dim], weight.to(out_BPNe.dtype), self.sub_norm.eps)
+        return self.proj_drop(self.proj(out_BPNe.transpose(1, 2).reshape(B, N, C)))
 
     @torch.jit.ignore
     def attention_maps(

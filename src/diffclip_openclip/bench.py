@@ -25,7 +25,6 @@ from tqdm import tqdm
 
 from diffclip_openclip.files import check_place, staged
 
-PRECISIONS = ("fp32", "amp_bf16", "pure_bf16")  # open_clip's names
 PASSES = ("forward", "train step")
 _WARM_UP = 3  # turns that are not counted: compilation, allocator, caches
 _PACKAGES = ("diffclip-openclip", "open_clip_torch", "timm", "torch", "transformers")
@@ -33,7 +32,11 @@ _PACKAGES = ("diffclip-openclip", "open_clip_torch", "timm", "torch", "transform
 
 @dataclass(frozen=True)
 class Setting:
-    """What models are compared under; ``image_size`` in pixels, None for each model's own."""
+    """What models are compared under.
+
+    ``precision`` is "fp32", "amp_bf16" or "pure_bf16", open_clip's names; ``image_size`` is in pixels, None for each
+    model's own.
+    """
 
     device: str = "cpu"
     precision: str = "fp32"

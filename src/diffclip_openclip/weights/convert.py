@@ -13,7 +13,6 @@ from diffclip_openclip.weights.directory import save_weights, write_directory, w
 from diffclip_openclip.weights.reference import to_reference
 from diffclip_openclip.weights.source import PREPROCESS, Source, load_source, read_config
 
-TARGETS = ("open_clip", "reference", "timm")
 _SUFFIXES = (".safetensors", ".pt", ".pth")
 _TRUNK = "visual.trunk."
 

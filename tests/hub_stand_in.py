@@ -74,7 +74,7 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-class Refused(Exception):  # noqa: N818
+class Refused(Exception):  # noqa: N818  an answer of the hub, not an error of this code
     """The hub's way to say no: a status, and the headers that huggingface_hub makes its exceptions from."""
 
     def __init__(self, status: int, message: str, code: str | None = None, **headers: str):
@@ -366,7 +366,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body[:cut])
         self.close_connection = self.close_connection or cut is not None
 
-    do_GET = do_HEAD = do_POST = do_PUT = _answer  # noqa: N815
+    do_GET = do_HEAD = do_POST = do_PUT = _answer  # noqa: N815  http.server's names
 
     def log_message(self, *_: object) -> None:
         pass

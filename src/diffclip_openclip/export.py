@@ -59,7 +59,7 @@ def export_onnx(directory: str | Path, output: str | Path, overwrite: bool = Fal
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(max(BATCH_SIZES), 3, *model.visual.image_size, generator=generator)
     texts = torch.randint(model.vocab_size, (max(BATCH_SIZES), model.context_length), generator=generator)
-    written = []
+    metadata, written = _metadata(model), []
     with staged(output, overwrite) as folder:
         folder.mkdir()
         for tower, sample, names in (
@@ -68,7 +68,7 @@ def export_onnx(directory: str | Path, output: str | Path, overwrite: bool = Fal
         ):
             encoder = _Encoder(model, f"encode_{tower}").eval()
             path = folder / f"{tower}.onnx"
-            _write(path, encoder, sample, names, _metadata(model))
+            _write(path, encoder, sample, names, metadata)
             difference = _compare(path, encoder, sample)
             written.append(f"{output / path.name} differs from PyTorch by at most {difference:.2g}")
     return written

@@ -23,6 +23,7 @@ from timm.models import (
     register_model,
 )
 from timm.models.vision_transformer import Block, checkpoint_filter_fn
+from torch import nn
 
 from diffclip_openclip.attention import DYNAMIC, LAMBDA_INIT, DifferentialAttention, resolve_lambda_init
 from diffclip_openclip.attention_v2 import DifferentialAttentionV2
@@ -41,44 +42,32 @@ _SIZES: dict[str, tuple[int, int, int, int, int]] = {
 }
 
 
-def _refuse_norms(qk_norm: bool, scale_norm: bool) -> None:
-    if qk_norm or scale_norm:
-        raise ValueError(
-            f"qk_norm is {qk_norm} and scale_attn_norm {scale_norm}; "
-            "differential attention has neither, both must be False"
-        )
+class _TimmArguments(nn.Module):
+    """Takes the constructor arguments that timm's blocks pass, before an attention class of this package."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        qk_norm: bool = False,
+        scale_norm: bool = False,
+        norm_layer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if qk_norm or scale_norm:
+            raise ValueError(
+                f"qk_norm is {qk_norm} and scale_attn_norm {scale_norm}; "
+                "differential attention has neither, both must be False"
+            )
+        super().__init__(dim, num_heads, **kwargs)
 
 
-class TimmDifferentialAttention(DifferentialAttention):
+class TimmDifferentialAttention(_TimmArguments, DifferentialAttention):
     """:class:`DifferentialAttention` behind the constructor arguments that timm's blocks pass."""
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        qk_norm: bool = False,
-        scale_norm: bool = False,
-        norm_layer: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        _refuse_norms(qk_norm, scale_norm)
-        super().__init__(dim, num_heads, **kwargs)
 
-
-class TimmDifferentialAttentionV2(DifferentialAttentionV2):
+class TimmDifferentialAttentionV2(_TimmArguments, DifferentialAttentionV2):
     """:class:`DifferentialAttentionV2` behind the constructor arguments that timm's blocks pass."""
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        qk_norm: bool = False,
-        scale_norm: bool = False,
-        norm_layer: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        _refuse_norms(qk_norm, scale_norm)
-        super().__init__(dim, num_heads, **kwargs)
 
 
 class DifferentialBlock(Block):

@@ -54,7 +54,7 @@ def write_place(folder: Path) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     config["model_cfg"]["text_cfg"]["hf_model_name"] = str(folder.resolve())
     with staged(path, overwrite=True) as new:
-        new.write_text(json.dumps(config, indent=2), encoding="utf-8")
+        _write_json(new, config)
 
 
 def save_weights(state_dict: StateDict, path: Path) -> None:

@@ -174,6 +174,14 @@ def test_a_variant_that_the_source_says_itself(bare, tmp_path, capsys):
     assert "leave out --variant dynamic" in _fails(capsys, "convert", out, str(tmp_path / "B"), "--variant", "dynamic")
 
 
+@pytest.mark.parametrize(("name", "variant"), [("CLIP-nano-baseline", "dynamic"), ("DiffCLIP-nano", "gelu")])
+def test_a_variant_that_does_not_apply(name, variant, tmp_path, capsys):
+    path = _write(to_reference(open_clip.create_model(name).state_dict()), "c.safetensors", tmp_path)
+    line = _fails(capsys, "convert", str(path), str(tmp_path / "OUT"), "--variant", variant)
+    assert f"--variant {variant} does not apply" in line
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_a_payload_is_refused_by_name_and_not_run(zipped, reference, tmp_path, capsys):
     mark, path = tmp_path / "mark", tmp_path / "payload.pt"

@@ -81,7 +81,7 @@ def recognize(state_dict: Mapping[str, torch.Tensor], variant: str | None = None
             "gelu" or "quickgelu" for V2 in OpenAI's layout.
 
     Raises:
-        ValueError: no tower of that size exists, or a variant that is missing or does not apply.
+        ValueError: no tower of that size exists, or the variant is needed and missing.
     """
     image = recognize_image_tower(state_dict, variant, "visual.trunk.")
     model_cfg: dict[str, Any] = {"embed_dim": _size(state_dict, "visual.head.proj.weight", 0)}

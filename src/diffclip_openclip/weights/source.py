@@ -86,6 +86,8 @@ def load_source(src: str, variant: str | None = None) -> Source:
         source = _from_directory(path)
     else:
         raise ValueError(f"{src} says in its {HF_CONFIG_NAME} which variant it is; leave out --variant {variant}")
+    if variant is not None and source.architecture.variant != variant:
+        raise ValueError(f"--variant {variant} does not apply: {src} holds {source.architecture.tower}; leave it out")
     return replace(source, label=label)
 
 

@@ -27,7 +27,7 @@ def test_repeating_changes_nothing():
 def test_names_are_those_of_the_design():
     sizes = ("S-16", "B-16", "B-32", "L-14", "H-14", "nano")
     expected = {f"DiffCLIP-{size}" for size in sizes} | {f"CLIP-{size}-baseline" for size in sizes}
-    expected |= {"DiffCLIP-B-16-vision", "DiffCLIP-B-16-dynamic"}
+    expected |= {f"DiffCLIP-{size}-{variant}" for size in ("B-16", "nano") for variant in ("vision", "dynamic")}
     expected |= {"DiffCLIP-V2-B-16", "DiffCLIP-V2-nano"}
     expected |= {f"DiffCLIP-V2-ViT-{size}{act}" for size in ("B-32", "B-16", "L-14") for act in ("", "-quickgelu")}
     assert set(diffclip_openclip.model_names()) == expected

@@ -30,12 +30,20 @@ def run(command: list[str]) -> None:
         sys.exit(f"the command above failed with exit status {status}")
 
 
-def train(model: str, runs: Path, epochs: int) -> Path:
+def prepare_environment() -> None:
+    """What the commands below need from their environment."""
+    # the environment's own commands, also where it is not activated
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    # the data loader's process needs the cores on which the trainer's threads would otherwise spin
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def train(model: str, runs: Path, epochs: int, seed: int = 0) -> Path:
     """Train ``model`` with open_clip's trainer; returns its checkpoint."""
     shards = DATA / "{train/noto,train/twemoji,train-openmoji/openmoji}.tar"
     command = [sys.executable, "-m", "open_clip_train.main", "--model", model, "--name", model, "--logs", str(runs)]
     command += ["--dataset-type", "webdataset", "--train-data", str(shards), "--workers", "1"]
-    command += ["--batch-size", str(BATCH_SIZE), "--epochs", str(epochs), "--seed", "0", "--precision", "fp32"]
+    command += ["--batch-size", str(BATCH_SIZE), "--epochs", str(epochs), "--seed", str(seed), "--precision", "fp32"]
     command += ["--lr", "1e-3", "--warmup", "40", "--wd", "0.1", "--beta1", "0.9", "--beta2", "0.98", "--eps", "1e-8"]
     # crops and colours vary, since vendors differ in them
     command += ["--aug-cfg", "scale=(0.6,1.0)", "color_jitter=(0.4,0.4,0.4,0)", "color_jitter_prob=0.5"]
@@ -61,10 +69,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart"), help="default: %(default)s")
     args = parser.parse_args()
 
-    # the environment's own commands, also where it is not activated
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    # the data loader's process needs the cores on which the trainer's threads would otherwise spin
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    prepare_environment()
     models = [MODEL, BASELINE] if args.compare else [MODEL]
     seconds, checkpoints = {}, {}
     for model in models:

@@ -23,6 +23,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
+from diffclip_openclip.extras import require
 from diffclip_openclip.files import check_place, staged
 
 PASSES = ("forward", "train step")
@@ -232,10 +233,7 @@ def check_output(path: Path, overwrite: bool = False) -> None:
         raise ValueError(f"{path} does not end in .json; the plot goes beside it, as .png")
     check_place(path, overwrite)
     check_place(path.with_suffix(".png"), overwrite)
-    try:
-        import matplotlib  # noqa: F401  only whether it is there
-    except ImportError as error:
-        raise ImportError("the plot needs matplotlib; install it: pip install 'diffclip-openclip[plot]'") from error
+    require("the plot", "plot", "matplotlib")
 
 
 def save(rows: Sequence[Row], command: str, path: Path, overwrite: bool = False) -> None:

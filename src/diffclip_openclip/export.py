@@ -1,6 +1,5 @@
 """ONNX files of both towers of an open_clip model directory, each compared with PyTorch before it is put in place."""
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME
 from torch import nn
 
+from diffclip_openclip.extras import require
 from diffclip_openclip.files import check_place, staged
 from diffclip_openclip.weights.source import read_config
 
@@ -52,7 +52,7 @@ def export_onnx(directory: str | Path, output: str | Path, overwrite: bool = Fal
         FileNotFoundError: ``directory`` is not a model directory with weights.
         ValueError: a tower gives other values in ONNX Runtime than in PyTorch; nothing is written then.
     """
-    _require_extra()
+    require("exporting to ONNX", "export", "onnx", "onnxruntime", "onnxscript")
     directory, output = Path(directory), Path(output)
     model = _load(directory)
     check_place(output, overwrite)
@@ -72,16 +72,6 @@ def export_onnx(directory: str | Path, output: str | Path, overwrite: bool = Fal
             difference = _compare(path, encoder, sample)
             written.append(f"{output / path.name} differs from PyTorch by at most {difference:.2g}")
     return written
-
-
-def _require_extra() -> None:
-    for package in ("onnx", "onnxruntime", "onnxscript"):
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise ImportError(
-                f"exporting to ONNX needs {package} ({error}); install it: pip install 'diffclip-openclip[export]'"
-            ) from error
 
 
 def _load(directory: Path) -> Any:

@@ -1,5 +1,6 @@
-"""Outputs that appear whole or not at all: written beside their place under a temporary name, then renamed."""
+"""Outputs that appear whole or not at all, written beside their place and then renamed; and hashes of files."""
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -40,3 +41,12 @@ def staged(out: Path, overwrite: bool = False) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             new.replace(out)
+
+
+def sha256(path: Path) -> str:
+    """Of the file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

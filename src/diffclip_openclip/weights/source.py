@@ -1,7 +1,6 @@
 """SRC of ``diffclip convert``: whatever holds a CLIP's weights, as a state dict in open_clip's layout."""
 
 import ast
-import hashlib
 import json
 import tempfile
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from open_clip.factory import parse_model_name
 from open_clip.pretrained import get_pretrained_cfg
 
 from diffclip_openclip.attention import DYNAMIC, LAMBDA_INIT
+from diffclip_openclip.files import sha256
 from diffclip_openclip.registration import model_names
 from diffclip_openclip.weights import hub
 from diffclip_openclip.weights.architecture import (
@@ -221,12 +221,3 @@ def _training_params(checkpoint: Path) -> dict[str, Any]:
         except (ValueError, SyntaxError):  # text, which is written without quotes
             params[key] = value
     return params
-
-
-def sha256(path: Path) -> str:
-    """Of the file's content, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -19,13 +19,13 @@ from open_clip.model import convert_to_custom_text_state_dict, get_model_preproc
 from open_clip.transformer import QuickGELU
 from torch import nn
 
-from diffclip_openclip.files import check_place
+from diffclip_openclip.files import check_place, sha256
 from diffclip_openclip.weights.architecture import recognize
 from diffclip_openclip.weights.card import model_card
 from diffclip_openclip.weights.checkpoint import StateDict, read_checkpoint
 from diffclip_openclip.weights.directory import write_directory
 from diffclip_openclip.weights.reference import from_reference
-from diffclip_openclip.weights.source import PREPROCESS, Source, preprocess_of_run, sha256
+from diffclip_openclip.weights.source import PREPROCESS, Source, preprocess_of_run
 
 _TOLERANCE = 1e-4  # of normalised embeddings in float32, where sums run in another order
 _TEXTS = ["", "a photo of a mug", "two lamps and a chair on a wooden floor, seen from above", "7"]

@@ -1,0 +1,82 @@
+"""data: torchvision, folder, karpathy, mmvp."""
+
+import argparse
+from pathlib import Path
+
+from diffclip_openclip.commands.subcommand import AddCommand, Run, add_overwrite
+
+_DATA = """\
+examples:
+  diffclip data torchvision cifar10 --source torchvision --data DATA --download
+  diffclip data folder imagenet1k --source imagenet/val --data DATA
+  diffclip data karpathy flickr30k --annotations dataset_flickr30k.json --images flickr30k-images --data DATA
+  diffclip data mmvp --source MMVP_VLM --data DATA
+
+Writes DATA/NAME/SPLIT in clip_benchmark's webdataset layout, which `diffclip evaluate` and clip_benchmark read.
+docs/data.md says where each data set comes from.
+"""
+
+
+def _torchvision(arguments: argparse.Namespace) -> list[str]:
+    from diffclip_openclip.data import torchvision_sets
+
+    return torchvision_sets.convert(
+        arguments.name, arguments.source, arguments.data, arguments.download, arguments.overwrite
+    )
+
+
+def _folder(arguments: argparse.Namespace) -> list[str]:
+    from diffclip_openclip.data import folders
+
+    return folders.convert(
+        arguments.name, arguments.source, arguments.data, arguments.split, arguments.classnames, arguments.overwrite
+    )
+
+
+def _karpathy(arguments: argparse.Namespace) -> list[str]:
+    from diffclip_openclip.data import karpathy
+
+    return karpathy.convert(
+        arguments.name, arguments.annotations, arguments.images, arguments.data, arguments.split, arguments.overwrite
+    )
+
+
+def _mmvp(arguments: argparse.Namespace) -> list[str]:
+    from diffclip_openclip.data import mmvp
+
+    return mmvp.convert(arguments.source, arguments.data, arguments.overwrite)
+
+
+def add_commands(command: AddCommand) -> None:
+    """Data sets of other forms into the evaluation's layout."""
+    data = command("data", _torchvision, "Data sets of other forms into the evaluation's layout.", _DATA)
+    forms = data.add_subparsers(required=True, metavar="FORM")
+
+    def form(name: str, run: Run, description: str) -> argparse.ArgumentParser:
+        parser = forms.add_parser(name, help=description, description=description)
+        parser.set_defaults(run=run, prog=parser.prog)
+        parser.add_argument("--data", type=Path, required=True, metavar="ROOT", help="folder of all data sets")
+        add_overwrite(parser)
+        return parser
+
+    sub = form("torchvision", _torchvision, "One of the nine data sets of linear probe and few-shot.")
+    sub.add_argument("name", metavar="NAME", help="caltech101, dtd, pets, flowers, sun397, fgvc_aircraft, cifar10, ...")
+    sub.add_argument("--source", type=Path, required=True, metavar="DIR", help="torchvision's root")
+    sub.add_argument("--download", action="store_true", help="let torchvision fetch what is not there")
+
+    sub = form("folder", _folder, "Images in a folder for each class: ImageNet and its variants, or any others.")
+    sub.add_argument(
+        "name", metavar="NAME", help="imagenet1k, imagenetv2, imagenet-a, imagenet-r, imagenet_sketch, ..."
+    )
+    sub.add_argument("--source", type=Path, required=True, metavar="DIR", help="the folder of the class folders")
+    sub.add_argument("--split", default="test")
+    sub.add_argument("--classnames", type=Path, metavar="FILE", help="a name a line, for the folders in order")
+
+    sub = form("karpathy", _karpathy, "Images with captions, split by Karpathy's JSON.")
+    sub.add_argument("name", metavar="NAME", help="flickr30k, flickr8k, mscoco_captions")
+    sub.add_argument("--annotations", type=Path, required=True, metavar="JSON")
+    sub.add_argument("--images", type=Path, required=True, metavar="DIR")
+    sub.add_argument("--split", default="test")
+
+    sub = form("mmvp", _mmvp, "MMVP-VLM: Questions.csv and its images.")
+    sub.add_argument("--source", type=Path, required=True, metavar="DIR", help="the folder of Questions.csv")

@@ -1,0 +1,86 @@
+"""evaluate, pope."""
+
+import argparse
+from pathlib import Path
+
+from diffclip_openclip.commands.subcommand import AddCommand
+
+_EVALUATE = """\
+examples:
+  diffclip evaluate --model DiffCLIP-B-16,logs/run/checkpoints/epoch_40.pt --data DATA --output RESULTS
+  diffclip evaluate --model local-dir:OUT --model ViT-B-16,openai --data DATA --output RESULTS --dry-run
+  diffclip evaluate --model local-dir:OUT --data DATA --output RESULTS \\
+      --data 'https://huggingface.co/datasets/clip-benchmark/wds_{dataset}/tree/main'
+  torchrun --nproc-per-node 8 --no-python -- diffclip evaluate --model local-dir:OUT --data DATA --output RESULTS
+
+DATA has a folder for each data set, made by `diffclip data` (docs/data.md). What is done already is not done again.
+`diffclip report RESULTS --output DIR` draws the paper's tables and figures.
+"""
+_POPE = """\
+example:
+  diffclip pope coco_pope_random.json answers.jsonl --category random --label TinyLLaVA-DiffCLIP --output RESULTS
+"""
+
+
+def _evaluate(arguments: argparse.Namespace) -> list[str]:
+    from diffclip_openclip.extras import require
+
+    require("diffclip evaluate", "eval", "webdataset", "clip_benchmark", "sklearn")
+    import torch
+    from tqdm import tqdm
+
+    from diffclip_openclip.evaluation import runner
+    from diffclip_openclip.evaluation.compute import Compute
+
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    compute = Compute(device, arguments.precision, arguments.batch_size, arguments.workers, arguments.seed)
+    jobs, missing = runner.plan(arguments.model, arguments.data)
+    if arguments.dry_run:
+        return runner.dry_run(jobs, missing)
+    if not jobs:
+        raise FileNotFoundError(f"{', '.join(arguments.data)} has none of the paper's data sets; see docs/data.md")
+    failures = runner.evaluate(jobs, arguments.output, compute, tqdm.write)
+    if failures:
+        raise ValueError(f"{len(failures)} of {len(jobs)} failed, the others are in {arguments.output}: {failures[0]}")
+    return runner.missing_lines(missing)
+
+
+def _pope(arguments: argparse.Namespace) -> list[str]:
+    from diffclip_openclip.evaluation import pope
+    from diffclip_openclip.evaluation.results import headline
+
+    return [
+        headline(
+            pope.save(arguments.questions, arguments.answers, arguments.category, arguments.label, arguments.output)
+        )
+    ]
+
+
+def add_commands(command: AddCommand) -> None:
+    """The paper's evaluation."""
+    sub = command("evaluate", _evaluate, "The paper's evaluation: every task whose data are there.", _EVALUATE)
+    sub.add_argument(
+        "--model", action="append", required=True, metavar="NAME[,PRETRAINED]", help="open_clip's, repeatable"
+    )
+    sub.add_argument(
+        "--data",
+        action="append",
+        required=True,
+        metavar="ROOT",
+        help="folder or URL with a folder for each data set, or with {dataset} in it; repeatable, the first counts",
+    )
+    sub.add_argument("--suite", choices=("paper",), default="paper")
+    sub.add_argument("--output", type=Path, required=True, metavar="RESULTS", help="folder of the results")
+    sub.add_argument("--dry-run", action="store_true", help="say what would run and what is missing")
+    sub.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: cuda if there is one, else cpu")
+    sub.add_argument("--precision", choices=("fp32", "amp", "amp_bf16"), default="fp32", help="as in open_clip")
+    sub.add_argument("--batch-size", type=int, default=64)
+    sub.add_argument("--workers", type=int, default=2, help="processes that decode images")
+    sub.add_argument("--seed", type=int, default=0, help="of few-shot episodes and held-out samples")
+
+    sub = command("pope", _pope, "Score a language model's answers to POPE's questions (paper, Table 3).", _POPE)
+    sub.add_argument("questions", type=Path, metavar="QUESTIONS", help="POPE's file: coco_pope_random.json, ...")
+    sub.add_argument("answers", type=Path, metavar="ANSWERS", help="JSON lines with question_id and text")
+    sub.add_argument("--category", choices=("random", "popular", "adversarial"), required=True)
+    sub.add_argument("--label", required=True, help="the model's name in tables")
+    sub.add_argument("--output", type=Path, required=True, metavar="RESULTS", help="folder of the results")

@@ -1,0 +1,151 @@
+"""Linear probe: logistic regression on frozen features, with the sweep over C.
+
+Source: paper, section 4.1 (protocol of LGSSL, arXiv 2302.12248), mbanani/lgssl@e4ae979:lgssl/evaluation/linear_probe.py
+and logistic_regression.py. Shape legend: B images, C width of the features, K classes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from diffclip_openclip.evaluation.features import Features
+
+COARSE = tuple(10.0**exponent for exponent in range(-6, 7, 2))
+_FINE = 29  # points from two decades below the best coarse C to two above
+_MAX_ITER = 1000
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear classifier: weight (K, C) and bias (K,)."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    def predict(self, features: torch.Tensor) -> torch.Tensor:
+        """Class indices (B,) of features (B, C)."""
+        return F.linear(features, self.weight, self.bias).argmax(dim=1)
+
+
+def objective(weight: torch.Tensor, bias: torch.Tensor, data: Features, C: float) -> torch.Tensor:
+    """Mean cross entropy + (1 / C) 0.5 ||W||_2, with the norm itself and not its square; the bias is free."""
+    return F.cross_entropy(F.linear(data.features, weight, bias), data.labels) + 0.5 / C * weight.norm()
+
+
+def fit(data: Features, num_classes: int, C: float) -> Probe:
+    """The minimum of :func:`objective`, by L-BFGS with strong Wolfe line search, from zero.
+
+    Where the penalty outweighs all that features can gain, the minimum is at W = 0, where the norm has no gradient and
+    a line search would stall beside it: the bias is then the logarithm of the classes' shares.
+    """
+    if _is_constant(data, num_classes, C):
+        return _constant(data, num_classes)
+    weight, bias = (
+        torch.zeros(size, device=data.features.device, dtype=data.features.dtype, requires_grad=True)
+        for size in ((num_classes, data.features.shape[1]), (num_classes,))
+    )
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=_MAX_ITER, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = objective(weight, bias, data, C)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return Probe(weight.detach(), bias.detach())
+
+
+def _constant(data: Features, num_classes: int) -> Probe:
+    shares = data.labels.bincount(minlength=num_classes).to(data.features) / len(data.labels)
+    return Probe(data.features.new_zeros(num_classes, data.features.shape[1]), shares.clamp_min(1e-30).log())
+
+
+def _is_constant(data: Features, num_classes: int, C: float) -> bool:
+    """Whether W = 0 is the minimum: the cross entropy's gradient there is no longer than the norm's weight."""
+    probe = _constant(data, num_classes)
+    errors_BK = probe.bias.softmax(dim=0) - F.one_hot(data.labels, num_classes).to(data.features)
+    gradient_KC = errors_BK.t() @ data.features / len(data.labels)
+    return gradient_KC.norm().item() <= 0.5 / C
+
+
+def accuracy(predicted: torch.Tensor, labels: torch.Tensor, per_class: bool) -> float:
+    """Share of hits; with ``per_class`` the mean over the classes that occur in ``labels`` of theirs."""
+    hits = (predicted == labels).double()
+    if not per_class:
+        return hits.mean().item()
+    present, index = labels.unique(return_inverse=True)
+    sums = torch.zeros(len(present), dtype=torch.float64, device=hits.device).scatter_add_(0, index, hits)
+    return (sums / index.bincount()).mean().item()
+
+
+def search(score: Callable[[float], float]) -> float:
+    """The C of the best validation ``score``: coarse costs, then halving intervals of 29 finer ones around the best.
+
+    Of equal scores the first met counts.
+    """
+    scores: dict[float, float] = {}
+
+    def known(C: float) -> float:
+        if C not in scores:
+            scores[C] = score(C)
+        return scores[C]
+
+    best = max(COARSE, key=known)
+    costs = [best * 10 ** (4 * i / (_FINE - 1) - 2) if i != _FINE // 2 else best for i in range(_FINE)]
+    costs = [C for C in costs if COARSE[0] <= C <= COARSE[-1]]
+    while len(costs) > 1:
+        low, middle, high = len(costs) // 4, len(costs) // 2, -len(costs) // 4
+        candidates = {C: known(C) for C in (costs[low], costs[middle], costs[high])}
+        top = max(candidates.values())
+        if candidates[costs[low]] == top:
+            costs = costs[:middle]
+        elif candidates[costs[high]] == top:
+            costs = costs[middle:]
+        else:
+            costs = costs[low:high]
+    fine = [C for C in scores if C not in COARSE or C is best]
+    return max(fine, key=scores.__getitem__)
+
+
+def _validation_score(train: Features, val: Features, num_classes: int, per_class: bool, bar: tqdm, C: float) -> float:
+    value = accuracy(fit(train, num_classes, C).predict(val.features), val.labels, per_class)
+    bar.update()
+    bar.set_postfix_str(f"C = {C:.3g}: {100 * value:.1f} %")
+    return value
+
+
+def evaluate(train: Features, val: Features, test: Features, per_class: bool, title: str = "") -> dict[str, float]:
+    """Choose C on ``val``, fit again on train and val, score on ``test``.
+
+    Returns:
+        accuracy (the paper's for the data set), acc1, mean_per_class_recall, best_C.
+    """
+    num_classes = int(max(part.labels.max() for part in (train, val, test))) + 1
+    with tqdm(desc=f"linear probe of {title}", unit=" fits", leave=False) as bar:
+        best_C = search(partial(_validation_score, train, val, num_classes, per_class, bar))
+    probe = fit(join([train, val]), num_classes, best_C)
+    predicted = probe.predict(test.features)
+    acc1, mean_per_class = (accuracy(predicted, test.labels, kind) for kind in (False, True))
+    chosen = mean_per_class if per_class else acc1
+    return {"accuracy": chosen, "acc1": acc1, "mean_per_class_recall": mean_per_class, "best_C": best_C}
+
+
+def join(parts: Sequence[Features]) -> Features:
+    """Samples of several splits as one."""
+    return Features(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def hold_out(train: Features, seed: int) -> tuple[Features, Features]:
+    """Four fifths and one fifth of the training samples, for data sets without a validation split.
+
+    tensorflow_datasets' train[:80%] of the protocol is a part of its own random order; here the order is drawn from
+    ``seed``.
+    """
+    order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(seed))
+    cut = round(0.8 * len(order))
+    return Features(*(part[order[:cut]] for part in train)), Features(*(part[order[cut:]] for part in train))

@@ -1,0 +1,116 @@
+"""POPE: does a language model see objects that are not there? Scoring of its answers.
+
+Source: paper, section 5.1 and Table 3; RUCAIBox/POPE@3df3ba1:evaluate.py.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diffclip_openclip.evaluation.results import Identity, write
+from diffclip_openclip.evaluation.suite import POPE
+from diffclip_openclip.files import sha256
+
+_ANSWER_KEYS = ("text", "answer", "response", "outputs")
+
+
+def is_yes(answer: str) -> bool:
+    """A "No", "no" or "not" among the words of the first sentence is a no; anything else is a yes."""
+    words = answer.partition(".")[0].replace(",", "").split()
+    return not {"No", "no", "not"} & set(words)
+
+
+def metrics(answers: Sequence[bool], labels: Sequence[bool]) -> dict[str, float]:
+    """accuracy, precision, recall, f1 and yes_ratio; yes is the positive class.
+
+    Precision and recall are 0 where nothing was answered, or nothing is, yes.
+    """
+    true_positives = sum(answer and label for answer, label in zip(answers, labels, strict=True))
+    precision = true_positives / max(sum(answers), 1)
+    recall = true_positives / max(sum(labels), 1)
+    return {
+        "accuracy": sum(answer == label for answer, label in zip(answers, labels, strict=True)) / len(labels),
+        "precision": precision,
+        "recall": recall,
+        "f1": 2 * precision * recall / (precision + recall) if true_positives else 0.0,
+        "yes_ratio": sum(answers) / len(answers),
+    }
+
+
+def score(questions: Path, answers: Path) -> dict[str, float]:
+    """Metrics of a file of answers to POPE's questions, aligned by question_id.
+
+    Args:
+        questions: JSON lines as POPE has them: question_id, text, label ("yes" or "no").
+        answers: JSON lines with question_id and text (or answer, response, outputs).
+
+    Raises:
+        FileNotFoundError: one of the files is not there.
+        ValueError: not such a file, or answers and questions do not belong together one to one.
+    """
+    labels = {key: _label(entry, questions) for key, entry in _read(questions).items()}
+    said = {key: is_yes(_answer(entry, answers)) for key, entry in _read(answers).items()}
+    if labels.keys() != said.keys():
+        missing, unknown = sorted(labels.keys() - said.keys()), sorted(said.keys() - labels.keys())
+        raise ValueError(
+            f"{questions} has {len(labels)} questions and {answers} {len(said)} answers: {len(missing)} questions have "
+            f"no answer{_some(missing)}, {len(unknown)} answers no question{_some(unknown)}; they must agree in "
+            "question_id one to one"
+        )
+    return metrics([said[key] for key in labels], list(labels.values()))
+
+
+def _some(keys: list[str]) -> str:
+    return f" ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})" if keys else ""
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    entries: dict[str, dict[str, Any]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            key = str(entry["question_id"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: not a JSON object with a question_id ({error!r})") from error
+        if key in entries:
+            raise ValueError(f"{path}, line {number}: question_id {key} is there twice")
+        entries[key] = entry
+    if not entries:
+        raise ValueError(f"{path} has no lines; POPE's files have one JSON object a line")
+    return entries
+
+
+def _label(entry: dict[str, Any], path: Path) -> bool:
+    if entry.get("label") not in ("yes", "no"):
+        raise ValueError(
+            f"{path}: the label of question {entry['question_id']} is {entry.get('label')!r}, not yes or no"
+        )
+    return bool(entry["label"] == "yes")
+
+
+def _answer(entry: dict[str, Any], path: Path) -> str:
+    for key in _ANSWER_KEYS:
+        if isinstance(entry.get(key), str):
+            return str(entry[key])
+    raise ValueError(f"{path}: question {entry['question_id']} has no answer under {', '.join(_ANSWER_KEYS)}")
+
+
+def save(questions: Path, answers: Path, category: str, label: str, results: Path) -> Path:
+    """Score answers and write the result beside the evaluation's; returns its file. Raises as :func:`score`."""
+    start = time.monotonic()
+    identity = Identity(
+        task=POPE,
+        dataset=f"pope_{category}",
+        label=label,
+        model=label,
+        pretrained="",
+        checkpoint_sha256=sha256(answers),
+        dataset_sha256=sha256(questions),
+        precision="fp32",
+        seed=0,
+    )
+    return write(identity, results, score(questions, answers), "cpu", time.monotonic() - start)

@@ -1,0 +1,88 @@
+"""Zero-shot classification and retrieval, by clip_benchmark's own functions."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import open_clip
+import torch
+from clip_benchmark.datasets.builder import build_wds_dataset
+from clip_benchmark.metrics import zeroshot_retrieval
+from clip_benchmark.metrics.zeroshot_classification import accuracy, run_classification, zero_shot_classifier
+from sklearn.metrics import balanced_accuracy_score
+from torch.utils.data import DataLoader
+
+from diffclip_openclip.evaluation.compute import Compute
+from diffclip_openclip.evaluation.layout import Place
+from diffclip_openclip.evaluation.model import LoadedModel
+
+RECALL_AT = (1, 5, 10)
+
+
+def _strings(templates: Sequence[Any]) -> list[str]:
+    return [str(template("{c}")) for template in templates]
+
+
+# clip_benchmark and open_clip_train take OpenAI's 80, the paper's evaluation 7 of them
+TEMPLATES: Mapping[str, list[str]] = {
+    "openai-80": _strings(open_clip.OPENAI_IMAGENET_TEMPLATES),
+    "paper-7": _strings(open_clip.SIMPLE_IMAGENET_TEMPLATES),
+}
+
+
+def classify(loaded: LoadedModel, place: Place, compute: Compute) -> dict[str, dict[str, float]]:
+    """acc1, acc5 and mean_per_class_recall for each set of templates, in one pass over the images.
+
+    acc5 is NaN below five classes, as in clip_benchmark.
+
+    Raises:
+        FileNotFoundError: the data set has no classnames.txt.
+        ValueError: a sample's class is not among the class names.
+    """
+    classes = place.class_names
+    with compute.autocast():
+        classifiers = [
+            zero_shot_classifier(
+                loaded.model, loaded.tokenizer, classes, templates, device=compute.device, amp=compute.amp
+            )
+            for templates in TEMPLATES.values()
+        ]
+        loader = _loader(loaded, place, compute)
+        logits, target = run_classification(
+            loaded.model, torch.cat(classifiers, dim=1), loader, compute.device, amp=compute.amp
+        )
+    if target.max() >= len(classes):
+        raise ValueError(f"{place.base} has a sample of class {target.max()}, its classnames.txt {len(classes)} lines")
+    return {
+        name: _metrics(part, target) for name, part in zip(TEMPLATES, logits.split(len(classes), dim=1), strict=True)
+    }
+
+
+def _metrics(logits: torch.Tensor, target: torch.Tensor) -> dict[str, float]:
+    """Logits (B, classes) and class indices (B,) as clip_benchmark scores them."""
+    top = (1, 5) if logits.shape[1] >= 5 else (1,)
+    acc1, acc5 = (*accuracy(logits, target, topk=top), math.nan)[:2]
+    recall = float(balanced_accuracy_score(target, logits.argmax(dim=1)))
+    return {"acc1": acc1, "acc5": acc5, "mean_per_class_recall": recall}
+
+
+def retrieve(loaded: LoadedModel, place: Place, compute: Compute) -> dict[str, float]:
+    """image_retrieval_recall@k and text_retrieval_recall@k for k of 1, 5 and 10."""
+    with compute.autocast():
+        return dict(
+            zeroshot_retrieval.evaluate(
+                loaded.model,
+                _loader(loaded, place, compute),
+                loaded.tokenizer,
+                device=compute.device,
+                amp=compute.amp,
+                recall_k_list=list(RECALL_AT),
+            )
+        )
+
+
+def _loader(loaded: LoadedModel, place: Place, compute: Compute) -> DataLoader[Any]:
+    data = build_wds_dataset(place.base, transform=loaded.preprocess, split="test", data_dir=place.base)
+    # webdataset gives each worker whole shards, and refuses workers that get none
+    workers = min(compute.workers, place.shards["test"])
+    return DataLoader(data.batched(compute.batch_size), batch_size=None, num_workers=workers)

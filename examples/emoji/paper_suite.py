@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -107,12 +108,12 @@ def images(vendor: str) -> dict[str, bytes]:
     """A vendor's drawings by hexcode; "fluent" is the one that is in no training shard."""
     if vendor == "fluent":
         folders = ("unseen-vendor", "heldout-concepts")
-        files = itertools.chain.from_iterable(_read(DATA / "eval" / name / "test" / "0.tar") for name in folders)
+        paths = [DATA / "eval" / name / "test" / "0.tar" for name in folders]
     else:
-        files = _read(DATA / NAMES[vendor])
+        paths = [DATA / NAMES[vendor]]
     wanted = f"{vendor}_"
     found = {}
-    for name, content in files:
+    for name, content in itertools.chain.from_iterable(map(_read, paths)):
         key, _, kind = name.rpartition(".")
         if kind == "webp" and key.startswith(wanted):
             found[key.removeprefix(wanted).partition("_")[0]] = content
@@ -153,9 +154,19 @@ def classification(root: Path, limit: int | None) -> None:
         val = ["openmoji"] if name in OFFICIAL_VAL else []
         splits = {"train": [v for v in NAMES if v not in val], "test": ["fluent"]} | ({"val": val} if val else {})
         for split, vendors in splits.items():
-            pairs = [(by_vendor[v][code], label) for v in vendors for code, label in labelled.items()]
-            write_split(root / name / split, ({"webp": image, "cls": label} for image, label in pairs[:limit]))
+            samples = [{"webp": by_vendor[v][code], "cls": label} for v in vendors for code, label in labelled.items()]
+            write_split(root / name / split, _first_of_each(samples, limit))
         write_lines(root / name / "classnames.txt", classes)
+
+
+def _first_of_each(samples: list[dict[str, Any]], limit: int | None) -> list[dict[str, Any]]:
+    seen: Counter[int] = Counter()
+    kept = []
+    for sample in samples:
+        seen[sample["cls"]] += 1
+        if limit is None or seen[sample["cls"]] <= limit:
+            kept.append(sample)
+    return kept
 
 
 def zero_shot(root: Path, limit: int | None) -> None:
@@ -171,12 +182,14 @@ def zero_shot(root: Path, limit: int | None) -> None:
         for file, content in _read(DATA / "eval" / source / "test" / "0.tar"):
             key, _, kind = file.rpartition(".")
             samples.setdefault(key, {})[kind] = content
-        write_split(root / name / "test", list(samples.values())[:limit])
-        write_lines(root / name / "classnames.txt", _lines(DATA / "eval" / source / "classnames.txt"))
-    trained = [concept for concept in concepts() if not concept["held_out"]]
+        classes = _lines(DATA / "eval" / source / "classnames.txt")[: _cut(limit)]
+        known = [sample for sample in samples.values() if int(sample["cls"]) < len(classes)]
+        write_split(root / name / "test", known[: _cut(limit)])
+        write_lines(root / name / "classnames.txt", classes)
+    trained = [concept for concept in concepts() if not concept["held_out"]][: _cut(limit)]
     drawings = images("openmoji")
     sketches = [{"webp": drawings[concept["hexcode"]], "cls": i} for i, concept in enumerate(trained)]
-    write_split(root / "imagenet_sketch" / "test", sketches[:limit])
+    write_split(root / "imagenet_sketch" / "test", sketches)
     write_lines(root / "imagenet_sketch" / "classnames.txt", (concept["label"] for concept in trained))
 
 
@@ -189,7 +202,7 @@ def retrieval(root: Path, limit: int | None) -> None:
             for concept in concepts()
             if concept["hexcode"] in drawings and concept["tags"]
         ]
-        write_split(root / name / "test", samples[: limit or 500])
+        write_split(root / name / "test", samples[: _cut(limit) or 500])
         write_lines(root / name / "dataset_type.txt", ["retrieval"])
 
 
@@ -207,11 +220,15 @@ def mmvp(root: Path) -> None:
 
 
 def build(root: Path, limit: int | None = None) -> None:
-    """All data sets; ``limit`` takes the first samples of each split only."""
+    """All data sets; with ``limit`` only the first of each class, and eight times as many of other sets."""
     classification(root, limit)
     zero_shot(root, limit)
     retrieval(root, limit)
     mmvp(root)
+
+
+def _cut(limit: int | None) -> int | None:
+    return limit and 8 * limit
 
 
 def _lines(path: Path) -> list[str]:

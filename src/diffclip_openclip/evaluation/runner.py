@@ -144,7 +144,7 @@ class _Source:
         data_set, compute = self.job.data_set, self.compute
         torch.manual_seed(compute.seed)
         if task == ZERO_SHOT:
-            return zeroshot.classify(self.loaded, self.job.place, compute)
+            return zeroshot.classify(self.loaded, self.job.place, compute, self.memory)
         if task == RETRIEVAL:
             return zeroshot.retrieve(self.loaded, self.job.place, compute)
         if task == MMVP:

@@ -1,7 +1,9 @@
 """Zero-shot classification and retrieval, by clip_benchmark's own functions."""
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -9,12 +11,14 @@ import torch
 from clip_benchmark.datasets.builder import build_wds_dataset
 from clip_benchmark.metrics import zeroshot_retrieval
 from clip_benchmark.metrics.zeroshot_classification import accuracy, run_classification, zero_shot_classifier
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import balanced_accuracy_score
 from torch.utils.data import DataLoader
 
 from diffclip_openclip.evaluation.compute import Compute
 from diffclip_openclip.evaluation.layout import Place
 from diffclip_openclip.evaluation.model import LoadedModel
+from diffclip_openclip.files import staged
 
 RECALL_AT = (1, 5, 10)
 
@@ -30,10 +34,11 @@ TEMPLATES: Mapping[str, list[str]] = {
 }
 
 
-def classify(loaded: LoadedModel, place: Place, compute: Compute) -> dict[str, dict[str, float]]:
+def classify(loaded: LoadedModel, place: Place, compute: Compute, memory: Path) -> dict[str, dict[str, float]]:
     """acc1, acc5 and mean_per_class_recall for each set of templates, in one pass over the images.
 
-    acc5 is NaN below five classes, as in clip_benchmark.
+    acc5 is NaN below five classes, as in clip_benchmark. Classifiers are kept in ``memory``: ImageNet, V2 and Sketch
+    have the same classes.
 
     Raises:
         FileNotFoundError: the data set has no classnames.txt.
@@ -41,12 +46,7 @@ def classify(loaded: LoadedModel, place: Place, compute: Compute) -> dict[str, d
     """
     classes = place.class_names
     with compute.autocast():
-        classifiers = [
-            zero_shot_classifier(
-                loaded.model, loaded.tokenizer, classes, templates, device=compute.device, amp=compute.amp
-            )
-            for templates in TEMPLATES.values()
-        ]
+        classifiers = [_classifier(loaded, classes, templates, compute, memory) for templates in TEMPLATES.values()]
         loader = _loader(loaded, place, compute)
         logits, target = run_classification(
             loaded.model, torch.cat(classifiers, dim=1), loader, compute.device, amp=compute.amp
@@ -56,6 +56,22 @@ def classify(loaded: LoadedModel, place: Place, compute: Compute) -> dict[str, d
     return {
         name: _metrics(part, target) for name, part in zip(TEMPLATES, logits.split(len(classes), dim=1), strict=True)
     }
+
+
+def _classifier(
+    loaded: LoadedModel, classes: list[str], templates: list[str], compute: Compute, memory: Path
+) -> torch.Tensor:
+    """Text embeddings of the classes, (embed_dim, classes)."""
+    key = hashlib.sha256(repr((loaded.sha256, compute.precision, classes, templates)).encode()).hexdigest()
+    file = memory / "classifiers" / f"{key}.safetensors"
+    if not file.is_file():
+        classifier = zero_shot_classifier(
+            loaded.model, loaded.tokenizer, classes, templates, device=compute.device, amp=compute.amp
+        )
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with staged(file, overwrite=True) as new:
+            save_file({"classifier": classifier.cpu().contiguous()}, new)
+    return load_file(file)["classifier"].to(compute.device)
 
 
 def _metrics(logits: torch.Tensor, target: torch.Tensor) -> dict[str, float]:

@@ -1,0 +1,64 @@
+"""The work of ``diffclip report``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffclip_openclip.extras import require
+from diffclip_openclip.files import check_place, staged
+from diffclip_openclip.report.draw import save_figures
+from diffclip_openclip.report.entries import our_entries, paper_entries
+from diffclip_openclip.report.figures import make_figures
+from diffclip_openclip.report.page import make_page
+from diffclip_openclip.report.paper import load_paper
+from diffclip_openclip.report.remarks import remarks
+from diffclip_openclip.report.render import csv_text, markdown
+from diffclip_openclip.report.results import Model, read_models
+from diffclip_openclip.report.tables import make_tables
+
+
+def report(
+    results: Path | None,
+    output: Path,
+    paper_only: bool = False,
+    match: Sequence[str] = (),
+    baseline: str | None = None,
+    overwrite: bool = False,
+) -> list[str]:
+    """Write tables (``tables/*.md``, ``*.csv``), figures (``figures/*.png``, ``*.svg``) and ``index.html``.
+
+    ``results`` is the folder that ``diffclip evaluate`` wrote; with ``paper_only`` there is none, and the paper's own
+    numbers are all that is shown. ``match`` and ``baseline``: see :func:`.entries.our_entries`. Returns lines to print.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        FileNotFoundError: ``results``, or the folder that ``output`` is to lie in, does not exist.
+        FileExistsError: ``output`` exists, and ``overwrite`` is not given.
+        ValueError: no results, a file that is none, an unknown name, or options that exclude each other.
+    """
+    check_place(output, overwrite)
+    require("diffclip report", "plot", "matplotlib")
+    models = _models(results, paper_only, match, baseline)
+    rows = load_paper()
+    paper, ours = paper_entries(rows), our_entries(models, rows, match, baseline)
+    tables, figures, said = make_tables(paper, ours), make_figures(paper, ours), remarks(models, ours)
+    with staged(output, overwrite) as new:
+        for folder in (new, new / "tables", new / "figures"):
+            folder.mkdir()
+        for table in tables:
+            (new / "tables" / f"{table.layout.name}.md").write_text(markdown(table), encoding="utf-8")
+            (new / "tables" / f"{table.layout.name}.csv").write_text(csv_text(table), encoding="utf-8")
+        save_figures(figures, new / "figures")
+        page = make_page(figures, tables, models, ours, paper, said, new / "figures")
+        (new / "index.html").write_text(page, encoding="utf-8")
+    written = f"{output / 'index.html'}: {len(tables)} tables, {len(figures)} figures"
+    return [*said, written]
+
+
+def _models(results: Path | None, paper_only: bool, match: Sequence[str], baseline: str | None) -> list[Model]:
+    if not paper_only:
+        if results is None:
+            raise ValueError("give the folder that `diffclip evaluate` wrote, or --paper-only")
+        return read_models(results)
+    if results is not None or match or baseline is not None:
+        raise ValueError("--paper-only shows no results: leave out the folder, --match and --baseline")
+    return []

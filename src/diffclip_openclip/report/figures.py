@@ -1,0 +1,135 @@
+"""What the paper's Figures 1, 3, 4 and 5 show: its own numbers, and ours in a panel of their own."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from diffclip_openclip.evaluation.suite import MMVP_PAPER_PATTERNS
+from diffclip_openclip.report.entries import Entry
+from diffclip_openclip.report.layouts import OOD, SIX_TASKS, Column
+from diffclip_openclip.report.tables import title_of
+
+_OOD = (*OOD.columns[:-2], Column("Average", OOD.columns[-2].key))
+_PATTERNS = tuple(Column(pattern, f"mmvp/{pattern}") for pattern in MMVP_PAPER_PATTERNS)
+_TASKS_NOTE = "Zero-shot OOD: mean of the five ImageNet sets. Retrieval: Recall@5. ImageNet: the paper's 7 templates."
+_DERIVED_NOTE = "≈, broken outline: the paper's text gives the difference to CLIP; drawn is CLIP's value plus it."
+_OOD_NOTE = (
+    "Average: of the five sets, ImageNet among them, as in the paper. Templates: the paper's 7. The paper's values are "
+    "read off its figure (±0.1)."
+)
+_MMVP_NOTE = (
+    "Percent of each pattern's pairs; chance is 25. The paper's values are read off its figure (hits out of 15)."
+)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture within a figure: entries over columns, on a scale that ends at ``top`` percent."""
+
+    title: str
+    columns: tuple[Column, ...]
+    entries: tuple[Entry, ...]
+    top: float = 0.0
+
+    @property
+    def is_ours(self) -> bool:
+        return self.entries[0].is_ours
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure: file name, title, panels (each with entries), and notes that stand below it."""
+
+    name: str
+    title: str
+    panels: tuple[Panel, ...]
+    notes: tuple[str, ...]
+    is_radar: bool = False
+
+
+def make_figures(paper: Mapping[str, Entry], ours: Sequence[Entry]) -> list[Figure]:
+    """What to draw.
+
+    A model of ours stands in the figures of the pretraining that its counterpart in the paper, or else its baseline's,
+    has; in all where there is none.
+    """
+    cc3m, cc12m = ([entry for entry in paper.values() if entry.pretraining == name] for name in ("CC3M", "CC12M"))
+    ours3, ours12 = ([entry for entry in ours if _pretraining(entry) in (None, name)] for name in ("CC3M", "CC12M"))
+    pair = [entry for entry in cc12m if entry.family in ("CLIP", "DiffCLIP")]
+    return [
+        _figure(
+            "figure1",
+            "Figure 1. CC3M pretraining: CLIP and DiffCLIP across six tasks",
+            SIX_TASKS,
+            {"The paper, CC3M": cc3m, "Ours": ours3},
+            _TASKS_NOTE,
+        ),
+        _figure(
+            "figure3",
+            "Figure 3. Zero-shot ImageNet and its variants",
+            _OOD,
+            {"The paper, CC3M": cc3m, "The paper, CC12M": pair, "Ours": ours},
+            _OOD_NOTE,
+        ),
+        _figure(
+            "figure4",
+            "Figure 4. MMVP-VLM, the seven patterns that the paper shows",
+            _PATTERNS,
+            {"The paper, CC12M": pair, "Ours": ours12},
+            _MMVP_NOTE,
+            is_radar=True,
+        ),
+        _figure(
+            "figure5",
+            "Figure 5. CC12M pretraining: four variants across six tasks",
+            SIX_TASKS,
+            {"The paper, CC12M": cc12m, "Ours": ours12},
+            f"{_TASKS_NOTE} {_DERIVED_NOTE}",
+        ),
+    ]
+
+
+def _pretraining(entry: Entry) -> str | None:
+    return entry.pretraining or (entry.baseline.pretraining if entry.baseline else None)
+
+
+def _figure(
+    name: str,
+    title: str,
+    columns: tuple[Column, ...],
+    entries: Mapping[str, Sequence[Entry]],
+    note: str,
+    is_radar: bool = False,
+) -> Figure:
+    """A figure of those panels and entries that have something to draw; a radar's outlines must be whole."""
+    enough = all if is_radar else any
+    panels = []
+    for panel, candidates in entries.items():
+        if drawn := tuple(e for e in candidates if enough(column.key in e.scores for column in columns)):
+            panels.append(Panel(panel, columns, drawn))
+    missing = [text for panel in panels for text in _missing(panel)]
+    notes = (note, f"Not drawn, as not known: {'; '.join(missing)}.") if missing else (note,)
+    return Figure(name, title, tuple(_scaled(panels)), notes, is_radar)
+
+
+def _missing(panel: Panel) -> Iterator[str]:
+    for entry in panel.entries:
+        if titles := [column.title for column in panel.columns if column.key not in entry.scores]:
+            yield f"{', '.join(titles)} of {title_of(entry)}"
+
+
+def _scaled(panels: Sequence[Panel]) -> Iterator[Panel]:
+    """Panels whose scales end alike, but for those that would be less than half as high."""
+    highest = [
+        max(
+            entry.scores[column.key].value
+            for entry in panel.entries
+            for column in panel.columns
+            if column.key in entry.scores
+        )
+        for panel in panels
+    ]
+    for panel, own in zip(panels, highest, strict=True):
+        if own < max(highest) / 2:
+            yield replace(panel, title=f"{panel.title} (own scale)", top=max(own, 1.0))
+        else:
+            yield replace(panel, top=max(*highest, 1.0))

@@ -1,0 +1,168 @@
+"""Which numbers stand where: the paper's Tables 1 to 3, its figures as tables, and what it does not print."""
+
+from dataclasses import dataclass
+
+from diffclip_openclip.evaluation.suite import (
+    LINEAR_PROBE,
+    MMVP_PATTERNS,
+    POPE_CATEGORIES,
+    RETRIEVAL,
+    ZERO_SHOT,
+    find_data_set,
+)
+from diffclip_openclip.report.scores import members
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column's title, the title of the group of columns that it belongs to (or ""), and its score's key."""
+
+    title: str
+    key: str
+    group: str = ""
+
+    @property
+    def full_title(self) -> str:
+        return f"{self.group}: {self.title}" if self.group else self.title
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of a table under a title of their own (or "")."""
+
+    title: str
+    columns: tuple[Column, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A table: its file's name, title and caption, its blocks, whose columns have the same titles, and digits shown.
+
+    ``derived``: rows of the paper that only follow from it (see ``Score.derived``) stand there too.
+    """
+
+    name: str
+    title: str
+    caption: str
+    blocks: tuple[Block, ...]
+    digits: int = 1
+    derived: bool = False
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(column.key for block in self.blocks for column in block.columns)
+
+
+def data_set_columns(measure: str, task: str, group: str = "") -> tuple[Column, ...]:
+    """A column for each data set of a task."""
+    return tuple(Column(find_data_set(key.rpartition("/")[2]).title, key, group) for key in members(measure, task))
+
+
+def _with_mean(measure: str, task: str, group: str = "") -> tuple[Column, ...]:
+    return (*data_set_columns(measure, task, group), Column("Avg.", f"{measure}/mean", group))
+
+
+def _retrieval(k: int) -> tuple[Column, ...]:
+    images = _with_mean(f"image_retrieval@{k}", RETRIEVAL, "Image retrieval")
+    return (*images, *_with_mean(f"text_retrieval@{k}", RETRIEVAL, "Text retrieval"))
+
+
+def _zero_shot(title: str, measure: str) -> Block:
+    means = (
+        Column("mean of the five", f"{measure}/mean"),
+        Column("mean without ImageNet", f"{measure}/mean_without_imagenet"),
+    )
+    return Block(title, (*data_set_columns(measure, ZERO_SHOT), *means))
+
+
+SIX_TASKS = (
+    Column("Linear probing", "linear_probe/mean"),
+    Column("Few-shot", "few_shot/mean"),
+    Column("Image retrieval", "image_retrieval@5/mean"),
+    Column("Text retrieval", "text_retrieval@5/mean"),
+    Column("Zero-shot ImageNet", "zero_shot_7/imagenet1k"),
+    Column("Zero-shot OOD", "zero_shot_7/mean"),
+)
+OOD = _zero_shot("The paper's 7 templates", "zero_shot_7")
+
+TABLE_1 = Layout(
+    "table1",
+    "Table 1. Classification: linear probing and few-shot",
+    "Accuracy in percent; of linear probing, the mean of the classes' for Caltech-101, Pets, Flowers and Aircraft.",
+    (
+        Block("Linear probing", _with_mean("linear_probe", LINEAR_PROBE)),
+        Block("Few-shot", _with_mean("few_shot", LINEAR_PROBE)),
+    ),
+)
+TABLE_2 = Layout(
+    "table2",
+    "Table 2. Zero-shot retrieval and zero-shot ImageNet",
+    "Recall@5 and top-1 accuracy in percent; ImageNet with the paper's 7 templates.",
+    (Block("", (*_retrieval(5), Column("ImageNet", "zero_shot_7/imagenet1k", "Zero-shot"))),),
+)
+TABLE_3 = Layout(
+    "table3",
+    "Table 3. POPE",
+    "Percent; yes is the positive answer. The paper's language models use its CC12M image towers.",
+    tuple(
+        Block(
+            category.capitalize(),
+            tuple(
+                Column(metric.capitalize(), f"pope_{category}/{metric}")
+                for metric in ("accuracy", "precision", "recall")
+            ),
+        )
+        for category in POPE_CATEGORIES
+    ),
+    digits=2,
+)
+TASKS = Layout(
+    "tasks",
+    "The six tasks of Figures 1 and 5",
+    "Percent: means of Tables 1 and 2 (retrieval: Recall@5), zero-shot ImageNet, and the mean that Figure 3 shows.",
+    (Block("", SIX_TASKS),),
+    derived=True,
+)
+ZERO_SHOT_TABLE = Layout(
+    "zero_shot",
+    "Figure 3 as a table: zero-shot ImageNet and its variants",
+    "Top-1 accuracy in percent, with the 7 templates of the paper and with OpenAI's 80, which open_clip's trainer and "
+    "clip_benchmark use. All other tables and all figures here use the 7.",
+    (OOD, _zero_shot("OpenAI's 80 templates", "zero_shot_80")),
+)
+MMVP_TABLE = Layout(
+    "mmvp",
+    "Figure 4 as a table: MMVP-VLM",
+    "Pairs of which both texts pick their own image, percent of each pattern's (15 in the benchmark). Chance is 25. "
+    "The paper shows seven of the nine patterns, and their mean.",
+    (
+        Block(
+            "",
+            (
+                *(Column(pattern, f"mmvp/{pattern}") for pattern in MMVP_PATTERNS),
+                Column("mean of the paper's 7", "mmvp/mean_7"),
+                Column("mean of 9", "mmvp/mean_9"),
+            ),
+        ),
+    ),
+)
+RECALL_TABLE = Layout(
+    "recall",
+    "Recall@1 and Recall@10",
+    "Percent. The paper prints Recall@5 only (Table 2).",
+    (Block("Recall@1", _retrieval(1)), Block("Recall@10", _retrieval(10))),
+)
+POPE_TABLE = Layout(
+    "pope",
+    "POPE: F1 and share of the answer yes",
+    "Percent. The paper does not print these.",
+    tuple(
+        Block(
+            category.capitalize(),
+            (Column("F1", f"pope_{category}/f1"), Column("Yes", f"pope_{category}/yes_ratio")),
+        )
+        for category in POPE_CATEGORIES
+    ),
+    digits=2,
+)
+LAYOUTS = (TASKS, TABLE_1, TABLE_2, RECALL_TABLE, ZERO_SHOT_TABLE, MMVP_TABLE, TABLE_3, POPE_TABLE)

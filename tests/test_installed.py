@@ -50,6 +50,7 @@ def test_wheel_has_everything_and_nothing_else(wheel, tmp_path):
     contents = _contents(wheel)
     package = REPOSITORY / "src" / "diffclip_openclip"
     modules = {str(path.relative_to(package)) for path in package.rglob("*.py")} | {"py.typed"}
+    modules |= {"explain/page.html", "report/page.html", "report/paper.json"}
     configs = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "model_configs").rglob("*.json")}
     assert contents == (
         {f"diffclip_openclip/{name}" for name in modules | configs} | STARTUP_FILES | {"diffclip_openclip_autoload.py"}

@@ -268,6 +268,10 @@ class DifferentialAttention(nn.Module):
         v_BPNe = v_BNC.reshape(B, N, self.num_heads // 2, 2 * self.head_dim).transpose(1, 2)
         return q_BHNd, k_BHNd, v_BPNe
 
+    def _join(self, out_BPNe: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        out_BPNe = F.rms_norm(out_BPNe, [2 * self.head_dim], weight.to(out_BPNe.dtype), self.sub_norm.eps)
+        return self.proj_drop(self.proj(out_BPNe.transpose(1, 2).flatten(2)))
+
     def forward(
         self,
         x: torch.Tensor,
@@ -284,7 +288,7 @@ class DifferentialAttention(nn.Module):
         Raises:
             ValueError: an ``attn_mask`` of another shape or dtype.
         """
-        B, N, C = x.shape
+        B, N, _ = x.shape
         qkv_BNC3 = self.qkv(x)
         lambda_ = self.compute_lambda()
         weight = self.sub_norm.weight * (1.0 - self.lambda_init)
@@ -301,8 +305,7 @@ class DifferentialAttention(nn.Module):
             out_BPNe = _attend_by_maps(q_BHNd, k_BHNd, v_BPNe, lambda_, attn_mask, is_causal, dropout_p)
         else:
             out_BPNe = _attend_by_sdpa(q_BHNd, k_BHNd, v_BPNe, lambda_, attn_mask, is_causal, dropout_p)
-        out_BPNe = F.rms_norm(out_BPNe, [2 * self.head_dim], weight.to(out_BPNe.dtype), self.sub_norm.eps)
-        return self.proj_drop(self.proj(out_BPNe.transpose(1, 2).reshape(B, N, C)))
+        return self._join(out_BPNe, weight)
 
     @torch.jit.ignore
     def attention_maps(
@@ -316,3 +319,9 @@ class DifferentialAttention(nn.Module):
             *self._split(self.qkv(x)), self.compute_lambda(), attn_mask, is_causal
         )
         return a1_BPNN, a2_BPNN
+
+    @torch.jit.ignore
+    def attend_with(self, x: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+        """:meth:`forward` of x (B, N, C) with given maps A1 - lambda A2, (B, P, N, N), in place of its own."""
+        _, _, v_BPNe = self._split(self.qkv(x))
+        return self._join(attention.to(v_BPNe.dtype) @ v_BPNe, self.sub_norm.weight * (1.0 - self.lambda_init))

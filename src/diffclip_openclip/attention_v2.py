@@ -45,7 +45,7 @@ def differential_attention_v2_reference(
     B, H, N, _ = k_BHNd.shape
     bias = attention_bias(attn_mask, is_causal, B, H, N, q_BGNd.dtype, q_BGNd.device)
     a1_BHNN, a2_BHNN = (attention_map(q_BGNd[:, which::2], k_BHNd, bias) for which in (0, 1))
-    return (a1_BHNN - lambda_ * a2_BHNN) @ v_BHNd, a1_BHNN, a2_BHNN
+    return (a1_BHNN - lambda_.to(a2_BHNN.dtype) * a2_BHNN) @ v_BHNd, a1_BHNN, a2_BHNN
 
 
 def _attend(
@@ -170,3 +170,9 @@ class DifferentialAttentionV2(nn.Module):
             *self._project(x), self.compute_lambda(x), attn_mask, is_causal
         )
         return a1_BHNN, a2_BHNN
+
+    @torch.jit.ignore
+    def attend_with(self, x: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+        """:meth:`forward` of x (B, N, C) with given maps A1 - sigmoid(lambda) A2, (B, H, N, N), in place of its own."""
+        _, _, v_BHNd = self._project(x)
+        return self.proj_drop(self.proj((attention.to(v_BHNd.dtype) @ v_BHNd).transpose(1, 2).flatten(2)))

@@ -1,0 +1,179 @@
+"""The lambdas of a DiffCLIP, layer by layer: of a model, of weights, or over a training run.
+
+lambda = exp(lambda_q1 . lambda_k1) - exp(lambda_q2 . lambda_k2) + lambda_init (paper, section 3.2). lambda_init is no
+weight: it comes from the model, or from the architecture that ``diffclip convert`` recognizes a checkpoint as.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm.layers
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from diffclip_openclip.attention import DYNAMIC, LAMBDA_INIT, DifferentialAttention, resolve_lambda_init
+from diffclip_openclip.explain.towers import attention_layers
+from diffclip_openclip.weights.architecture import Architecture
+from diffclip_openclip.weights.checkpoint import read_checkpoint
+from diffclip_openclip.weights.reference import depth_of, from_reference
+from diffclip_openclip.weights.source import load_source
+
+# what stands before a layer's index and before its vectors, in open_clip's layout
+_LAYERS = {"image": "visual.trunk.blocks.", "text": "text.transformer.layers."}
+_VECTORS = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
+_LATEST = "epoch_latest.pt"
+
+
+@dataclass(frozen=True)
+class LayerLambda:
+    """lambda of one layer and its parts: ``lambda_`` = ``exp1`` - ``exp2`` + ``lambda_init``.
+
+    ``tower`` is "image" or "text", ``layer`` counts from 0.
+    """
+
+    tower: str
+    layer: int
+    lambda_: float
+    exp1: float
+    exp2: float
+    lambda_init: float
+
+
+@dataclass(frozen=True)
+class EpochLambdas:
+    """A training run after ``epoch`` epochs: its lambdas, and ``logit_scale``, which cosines are multiplied with.
+
+    ``logit_scale`` is exp of the weight of that name.
+    """
+
+    epoch: int
+    logit_scale: float
+    layers: list[LayerLambda]
+
+
+def lambdas(
+    model_or_checkpoint: nn.Module | Mapping[str, Tensor] | str | Path, variant: str | None = None
+) -> list[LayerLambda]:
+    """The lambda of every layer with DiffCLIP's attention, the image tower's first.
+
+    Args:
+        model_or_checkpoint: an open_clip model; a state dict in open_clip's or the authors' layout; or a checkpoint
+            file or a directory that ``diffclip convert`` takes.
+        variant: "static" (lambda_init 0.8, the default) or "dynamic" (DiffCLIP*), for weights that do not say.
+
+    Raises:
+        FileNotFoundError: no such checkpoint.
+        ValueError: no such attention: plain; version 2, whose lambda is another for each token and image (see
+            :func:`~diffclip_openclip.explain.maps.attention_maps`); an image tower without a CLIP around it; or a
+            variant that does not apply.
+    """
+    if isinstance(model_or_checkpoint, nn.Module):
+        if variant is not None:
+            raise ValueError(f"a model knows its own lambda_init; leave out variant {variant!r}")
+        return _of_model(model_or_checkpoint)
+    if isinstance(model_or_checkpoint, Mapping):
+        if variant not in (None, "static", "dynamic"):
+            raise ValueError(f"variant is {variant!r}; it must be 'static' or 'dynamic'")
+        lambda_init = DYNAMIC if variant == "dynamic" else LAMBDA_INIT
+        return _of_weights(_in_open_clip_layout(model_or_checkpoint), dict.fromkeys(_LAYERS, lambda_init))
+    path = Path(model_or_checkpoint)
+    if path.is_file() and "blocks.0.norm1.weight" in read_checkpoint(path):
+        raise ValueError(f"{path} holds a timm image tower alone; give a CLIP's weights")
+    source = load_source(str(path), variant)
+    return _of_weights(source.state_dict, _lambda_inits(source.architecture))
+
+
+def lambdas_over_training(directory: str | Path) -> list[EpochLambdas]:
+    """The lambdas of each checkpoint that open_clip's trainer left of a run, by epoch.
+
+    Args:
+        directory: the run's folder or the ``checkpoints`` in it, with ``epoch_1.pt`` and so on or ``epoch_latest.pt``.
+
+    Raises:
+        FileNotFoundError: no such checkpoint there.
+        ValueError: as :func:`lambdas`.
+    """
+    folder = Path(directory)
+    if (folder / "checkpoints").is_dir():
+        folder = folder / "checkpoints"
+    paths = {int(match[1]): path for path in folder.glob("*.pt") if (match := re.fullmatch(r"epoch_(\d+)", path.stem))}
+    if (folder / _LATEST).is_file():
+        paths.setdefault(_epoch_of(folder / _LATEST), folder / _LATEST)
+    if not paths:
+        raise FileNotFoundError(
+            f"there is no epoch_1.pt or the like, nor {_LATEST}, in {folder}; give a run's folder, "
+            "as open_clip_train makes it"
+        )
+    lambda_inits = _lambda_inits(load_source(str(next(iter(paths.values())))).architecture)
+    run = []
+    for epoch, path in tqdm(sorted(paths.items()), desc="checkpoints", unit="file"):
+        weights = read_checkpoint(path)
+        run.append(EpochLambdas(epoch, weights["logit_scale"].exp().item(), _of_weights(weights, lambda_inits)))
+    return run
+
+
+def _epoch_of(checkpoint: Path) -> int:
+    """How many epochs open_clip's trainer had done (open_clip@v3.3.0:src/open_clip_train/main.py)."""
+    read_checkpoint(checkpoint)  # which says what is wrong with a damaged or unsafe file
+    content: Any = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    if "epoch" not in content:
+        raise ValueError(f"{checkpoint} does not say after which epoch it was written; open_clip's trainer writes that")
+    return int(content["epoch"])
+
+
+def _of_model(model: nn.Module) -> list[LayerLambda]:
+    rows = []
+    for tower in _LAYERS:
+        try:
+            attention = attention_layers(model, tower)
+        except ValueError:  # a ResNet beside a DiffCLIP text tower, say
+            continue
+        for layer, module in enumerate(attention):
+            vectors: list[Any] = [getattr(module, name, None) for name in _VECTORS]
+            if isinstance(module, DifferentialAttention | timm.layers.DiffAttention) and vectors[0] is not None:
+                rows.append(_row(tower, layer, vectors, module.lambda_init))
+    return _some(rows, any("lambda_proj" in name for name, _ in model.named_parameters()))
+
+
+def _of_weights(weights: Mapping[str, Tensor], lambda_inits: Mapping[str, float | str]) -> list[LayerLambda]:
+    rows = []
+    for tower, prefix in _LAYERS.items():
+        for layer in range(depth_of(weights, prefix)):
+            keys = [f"{prefix}{layer}.attn.{name}" for name in _VECTORS]
+            if keys[0] in weights:
+                if missing := [key for key in keys if key not in weights]:
+                    raise ValueError(f"the weights lack {', '.join(missing)}")
+                lambda_init = resolve_lambda_init(lambda_inits[tower], layer)
+                rows.append(_row(tower, layer, [weights[key] for key in keys], lambda_init))
+    return _some(rows, any(".attn.lambda_proj." in key for key in weights))
+
+
+def _row(tower: str, layer: int, vectors: list[Tensor], lambda_init: float) -> LayerLambda:
+    q1, k1, q2, k2 = (vector.detach().double() for vector in vectors)
+    exp1, exp2 = (q1 @ k1).exp().item(), (q2 @ k2).exp().item()
+    return LayerLambda(tower, layer, exp1 - exp2 + lambda_init, exp1, exp2, lambda_init)
+
+
+def _some(rows: list[LayerLambda], second_version: bool) -> list[LayerLambda]:
+    if rows:
+        return rows
+    if second_version:
+        raise ValueError(
+            "version 2 of differential attention has no lambda of its own, but one for each token that it is given; "
+            "diffclip_openclip.explain.maps.attention_maps shows them for an image or a text"
+        )
+    raise ValueError("there is no lambda: neither tower has differential attention with lambda vectors")
+
+
+def _in_open_clip_layout(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    authors = ("visual.blocks.0.norm1.weight", "module.visual.blocks.0.norm1.weight")
+    return from_reference(weights) if any(key in weights for key in authors) else weights
+
+
+def _lambda_inits(architecture: Architecture) -> dict[str, float | str]:
+    image = DYNAMIC if architecture.variant == "dynamic" else LAMBDA_INIT
+    return {"image": image, "text": (architecture.text_config or {}).get("lambda_init", LAMBDA_INIT)}

@@ -1,5 +1,6 @@
 # make quickstart   train DiffCLIP-nano on the embedded emoji, evaluate it, draw its predictions (COMPARE=1: and the baseline)
 # make test         the tests (minutes); make test-all: the slow ones too
+# make test-lowest  the tests with the lowest versions that pyproject.toml admits, in an environment of their own
 # make lint         ruff and mypy
 # Each makes the environment in $(VENV) first.
 
@@ -10,7 +11,7 @@ INSTALLED = $(VENV)/.installed
 # a process for each core, of one thread
 PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 
-.PHONY: quickstart test test-all lint clean
+.PHONY: quickstart test test-all test-lowest lint clean
 
 # an editable install holds copies of the start-up files
 $(INSTALLED): pyproject.toml hatch_build.py $(wildcard src/*.pth src/*.start)
@@ -27,6 +28,12 @@ test: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	$(PYTEST) -m 'slow or not slow'
+
+test-lowest:
+	test -x $(VENV)-lowest/bin/python || $(PYTHON) -m venv $(VENV)-lowest
+	$(PYTHON) tests/lowest.py pyproject.toml > $(VENV)-lowest/constraints.txt
+	$(VENV)-lowest/bin/python -m pip install --quiet -c $(VENV)-lowest/constraints.txt -e '.[all]'
+	$(MAKE) test VENV=$(VENV)-lowest INSTALLED=
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

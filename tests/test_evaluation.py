@@ -19,7 +19,7 @@ from diffclip_openclip.cli import main
 from diffclip_openclip.evaluation import mmvp, runner, zeroshot
 from diffclip_openclip.evaluation.compute import Compute
 from diffclip_openclip.evaluation.features import backbone, extract, read_shard
-from diffclip_openclip.evaluation.layout import fingerprint, locate
+from diffclip_openclip.evaluation.layout import Place, fingerprint, locate
 from diffclip_openclip.evaluation.model import load_model
 from diffclip_openclip.evaluation.suite import DATA_SETS, DataSet, find_data_set
 
@@ -140,6 +140,12 @@ class TestLayout:
         (tmp_path / "pets" / "test" / "nshards.txt").write_text("two\n")
         with pytest.raises(ValueError, match="holds 'two'; it must be the number of shards"):
             locate(find_data_set("pets"), [str(tmp_path)])
+
+    def test_the_hubs_addresses_for_text_and_for_shards(self):
+        place = Place("https://huggingface.co/datasets/clip-benchmark/wds_dtd/tree/main", {"test": 1})
+        assert (
+            place.shard("test", 0) == "https://huggingface.co/datasets/clip-benchmark/wds_dtd/resolve/main/test/0.tar"
+        )
 
     def test_fingerprint_follows_content_only(self, suite, tmp_path):
         copy = shutil.copytree(suite / "pets", tmp_path / "a" / "pets")
@@ -320,6 +326,15 @@ class TestCommand:
             assert values or entry["task"] == "mmvp"
         probes = [entry["metrics"] for entry in entries.values() if entry["task"] == "linear_probe"]
         assert all(0 < metrics["accuracy"] <= 1 for metrics in probes)
+
+    def test_the_report_of_it_has_every_cell(self, results, tmp_path):
+        assert main(["report", str(results), "--output", str(tmp_path / "REPORT")]) == 0
+        for table in ("table1", "table2", "zero_shot", "mmvp", "recall"):
+            lines = (tmp_path / "REPORT" / "tables" / f"{table}.md").read_text().splitlines()
+            ours = [line for line in lines if "| DiffCLIP-nano a-run epoch_2 |" in line]
+            assert ours, table
+            assert not any("–" in line for line in ours)
+        assert "a-run" in (tmp_path / "REPORT" / "index.html").read_text()
 
     def test_running_again_does_nothing(self, results, suite, spec, capsys):
         before = {path: path.stat().st_mtime_ns for path in results.rglob("*") if path.is_file()}

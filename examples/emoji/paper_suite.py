@@ -23,6 +23,7 @@ import webdataset as wds
 
 DATA = Path(__file__).resolve().parent / "data"
 NAMES = {"noto": "train/noto.tar", "twemoji": "train/twemoji.tar", "openmoji": "train-openmoji/openmoji.tar"}
+TEMPLATES = "zeroshot_classification_templates.txt"
 SHARD = 250  # samples; several shards for each split, as large data sets have
 
 # nine classification problems; a class is a keyword, or one of the eight groups
@@ -186,11 +187,13 @@ def zero_shot(root: Path, limit: int | None) -> None:
         known = [sample for sample in samples.values() if int(sample["cls"]) < len(classes)]
         write_split(root / name / "test", known[: _cut(limit)])
         write_lines(root / name / "classnames.txt", classes)
+        write_lines(root / name / TEMPLATES, _lines(DATA / "eval" / source / TEMPLATES))
     trained = [concept for concept in concepts() if not concept["held_out"]][: _cut(limit)]
     drawings = images("openmoji")
     sketches = [{"webp": drawings[concept["hexcode"]], "cls": i} for i, concept in enumerate(trained)]
     write_split(root / "imagenet_sketch" / "test", sketches)
     write_lines(root / "imagenet_sketch" / "classnames.txt", (concept["label"] for concept in trained))
+    write_lines(root / "imagenet_sketch" / TEMPLATES, _lines(DATA / "eval" / "unseen-vendor" / TEMPLATES))
 
 
 def retrieval(root: Path, limit: int | None) -> None:

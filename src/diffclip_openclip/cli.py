@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from diffclip_openclip import __version__
-from diffclip_openclip.commands import bench, data, evaluation, report, weights
+from diffclip_openclip.commands import attention, bench, data, evaluation, report, weights
 from diffclip_openclip.commands.subcommand import Run
 
 _LONGEST_MESSAGE = 600  # characters, so that a list of a hundred missing keys stays one line that can be read
@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         return sub
 
-    for module in (weights, data, evaluation, report, bench):
+    for module in (weights, data, evaluation, report, attention, bench):
         module.add_commands(command)
     return parser
 

@@ -1,0 +1,103 @@
+"""The work of ``diffclip attend``: images, texts and models in, a picture or a page out."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image
+from tqdm import tqdm
+
+from diffclip_openclip.evaluation.model import LoadedModel, load_model
+from diffclip_openclip.explain.layer_pictures import layers_figure
+from diffclip_openclip.explain.looks import LayerLook, TextLook, look_at_layers, look_for_texts
+from diffclip_openclip.explain.page import page
+from diffclip_openclip.explain.pictures import COLORMAP, check_colormap, relevance_figure
+from diffclip_openclip.explain.views import read_image
+from diffclip_openclip.files import check_place, staged
+
+_PICTURES, _PAGE = (".png", ".svg"), ".html"
+_Look = TypeVar("_Look")
+
+
+def attend(
+    images: Sequence[Path],
+    texts: Sequence[str],
+    models: Sequence[str],
+    out: Path,
+    method: str = "chefer",
+    start_layer: int | None = None,
+    maps: bool = False,
+    colormap: str = COLORMAP,
+    overwrite: bool = False,
+) -> list[str]:
+    """Write to ``out`` what each model attends to in each image.
+
+    A PNG or SVG is the paper's Figure 2. With ``maps`` it has A1, A2 and A1 - lambda A2 of all layers and heads
+    instead, for which texts, ``method``, ``start_layer`` and ``colormap`` are of no account. A page (HTML) has both.
+
+    Args:
+        models: ``NAME`` or ``NAME,PRETRAINED``, as :func:`~diffclip_openclip.evaluation.model.load_model` takes them.
+        method, start_layer: as :func:`~diffclip_openclip.explain.relevance.relevance` takes them.
+        colormap: of the relevance; matplotlib's name, "jet" is the paper's.
+
+    Returns:
+        A line that says what was written.
+
+    Raises:
+        ValueError: no image, model or text; an image, model, method, layer, colour map or kind of file that cannot be.
+        FileNotFoundError: an image or weights that are not there, or no folder for ``out``.
+        FileExistsError: ``out`` exists, and ``overwrite`` is not given.
+        ImportError: matplotlib is not installed.
+    """
+    kind = out.suffix.lower()
+    if kind not in (*_PICTURES, _PAGE):
+        raise ValueError(f"{out} is neither a picture ({' or '.join(_PICTURES)}) nor a page ({_PAGE})")
+    _check_given(images, texts, models, needs_text=kind == _PAGE or not maps)
+    check_place(out, overwrite)
+    check_colormap(colormap)
+    opened, names = [read_image(path) for path in images], [path.name for path in images]
+
+    def find(loaded: LoadedModel, image: Image.Image) -> TextLook:
+        return look_for_texts(loaded, image, texts, method, start_layer)
+
+    def both(loaded: LoadedModel, image: Image.Image) -> tuple[TextLook, LayerLook]:
+        return find(loaded, image), look_at_layers(loaded, image)
+
+    with staged(out, overwrite) as new:
+        if kind == _PAGE:
+            titles, blocks = _look(both, models, opened)
+            new.write_text(page(names, titles, texts, blocks, colormap), encoding="utf-8")
+        elif maps:
+            titles, rows = _look(look_at_layers, models, opened)
+            looks = [look for row in rows for look in row]
+            layers_figure(looks, [f"{name}: {title}" for name in names for title in titles]).savefig(new, dpi=130)
+        else:
+            titles, found = _look(find, models, opened)
+            start = "" if start_layer is None else f", from layer {start_layer}"
+            relevance_figure(found, titles, texts, colormap, f"method: {method}{start}").savefig(new, dpi=130)
+    return [f"{out}: images {len(images)}, models {len(models)}, {out.stat().st_size / 1e6:.1f} MB"]
+
+
+def _check_given(images: Sequence[Path], texts: Sequence[str], models: Sequence[str], needs_text: bool) -> None:
+    if not images:
+        raise ValueError("there is no image to look at; name at least one")
+    if not models:
+        raise ValueError("there is no model to look with; give at least one with --model NAME,PRETRAINED")
+    if needs_text and not texts:
+        raise ValueError("there is no text to look for; give at least one with --text, or draw --maps, which need none")
+    if any(not text.strip() for text in texts):
+        raise ValueError("a --text is empty; say what to look for")
+
+
+def _look(
+    look: Callable[[LoadedModel, Image.Image], _Look], models: Sequence[str], images: Sequence[Image.Image]
+) -> tuple[list[str], list[list[_Look]]]:
+    """The models' titles, and for each image the look of each model; one model is in memory at a time."""
+    labels, columns = [], []
+    for spec in tqdm(models, desc="models", unit="model"):
+        loaded = load_model(spec)
+        labels.append(loaded.label)
+        columns.append([look(loaded, image) for image in images])
+    # two checkpoints of one run's name may share a label
+    titles = labels if len(set(labels)) == len(labels) else list(models)
+    return titles, [list(row) for row in zip(*columns, strict=True)]

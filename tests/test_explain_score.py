@@ -12,6 +12,7 @@ import torch
 from conftest import EMOJI, REPOSITORY
 from PIL import Image
 
+from diffclip_openclip import DifferentialAttention
 from diffclip_openclip.evaluation.model import LoadedModel
 from diffclip_openclip.explain.composed import SIDE, CutOut, Pair, compose, cut_out, photographs, read_cut_outs
 from diffclip_openclip.explain.score import SCORES, attention_score, chance, score_map, score_model, shuffle_weights
@@ -77,6 +78,20 @@ def test_chance_is_the_score_of_an_even_map():
         scores += [score_map(torch.ones(4, 4), first, second), score_map(torch.ones(4, 4), second, first)]
     assert tuple(np.mean(scores, axis=0)) == pytest.approx(tuple(chance(pairs).values())[:3])
     assert chance(pairs)["recognised"] == 0.5
+
+
+def test_gradient_times_map_sums_to_zero_behind_a_norm():
+    """Why "chefer" does not compare DiffCLIP with CLIP like for like."""
+    torch.manual_seed(0)
+    attention = DifferentialAttention(16, 4).double()
+    attention.sub_norm.eps = 0.0  # with it the sum is only nearly zero
+    x, weights = torch.randn(2, 2, 5, 16, dtype=torch.float64)
+    a1, a2 = attention.attention_maps(x)
+    difference = (a1 - attention.compute_lambda() * a2).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad((attention.attend_with(x, difference) * weights).sum(), difference)
+    product = gradient * difference
+    assert (product.abs().sum(-1) > 1e-3).all()
+    assert product.sum(-1).abs().max() < 1e-12
 
 
 # statistics

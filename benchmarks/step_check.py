@@ -1,9 +1,9 @@
 """step_model.py's activations against real and simulated passes:  python benchmarks/step_check.py
 
-Real: forward passes on the CPU in float32; autograd's own hooks tell what it keeps, which is counted storage by storage.
+Real: forward passes on the CPU in float32; autograd's hooks tell what it keeps, which is counted storage by storage.
 The CPU's attention keeps less than an accelerator's two fused ones, so its terms differ. Simulated: forward passes of
-tensors that say they are on CUDA and hold no data (torch's FakeTensor), under autocast, with memory-efficient attention;
-what is kept is counted likewise, for any size. Two batch sizes each: the difference is what a sample takes.
+tensors that say they are on CUDA and hold no data (torch's FakeTensor), under autocast, with memory-efficient
+attention; what is kept is counted likewise, for any size. Two batch sizes each: the difference is a sample's.
 """
 
 from __future__ import annotations

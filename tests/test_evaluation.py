@@ -31,6 +31,17 @@ def suite(tmp_path_factory) -> Path:
     return build_suite(tmp_path_factory.mktemp("suite") / "data", LIMIT)
 
 
+SOME = ("dtd", "flickr8k", "imagenet-r", "mmvp", "pets")  # every task, by fewer data sets
+
+
+@pytest.fixture(scope="session")
+def some(suite, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("some")
+    for name in SOME:
+        (root / name).symlink_to(suite / name)
+    return root
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
     """A run's checkpoint as open_clip's trainer writes it, of random weights."""
@@ -78,6 +89,10 @@ def _metrics(results: Path) -> dict[str, dict]:
         entry = json.loads(path.read_text())
         found[str(path.relative_to(results))] = {k: v for k, v in entry.items() if k not in ("seconds", "date")}
     return found
+
+
+def _of_some(metrics: dict[str, dict]) -> dict[str, dict]:
+    return {path: entry for path, entry in metrics.items() if entry["dataset"] in SOME}
 
 
 class TestModel:
@@ -358,16 +373,18 @@ class TestCommand:
         }
         assert changed == {"zeroshot_retrieval/flickr8k.json", "linear_probe/pets.json", "few_shot/pets.json"}
 
-    def test_two_processes_give_what_one_does(self, results, suite, spec, tmp_path):
+    def test_two_processes_give_what_one_does(self, results, some, spec, tmp_path):
         command = [script("torchrun"), "--nproc-per-node", "2", "--no-python", "--", script("diffclip"), "evaluate"]
-        run_host([*command, *_arguments(spec, suite, tmp_path / "RESULTS")], tmp_path)
-        assert _metrics(tmp_path / "RESULTS") == _metrics(results)
+        run_host([*command, *_arguments(spec, some, tmp_path / "RESULTS")], tmp_path)
+        assert _metrics(tmp_path / "RESULTS") == _of_some(_metrics(results))
 
-    def test_killed_again_and_again_it_ends_the_same(self, results, suite, spec, tmp_path):
+    def test_killed_again_and_again_it_ends_the_same(self, results, some, spec, tmp_path):
         """SIGKILL after ever more results; each run goes on from what is there."""
         output = tmp_path / "RESULTS"
-        command = [script("diffclip"), "evaluate", *_arguments(spec, suite, output)]
-        for enough in (1, 9, 20):
+        command = [script("diffclip"), "evaluate", *_arguments(spec, some, output)]
+        expected = _of_some(_metrics(results))
+        interrupted = 0
+        for enough in (1, 3, 5):
             process = subprocess.Popen(
                 command, cwd=tmp_path, env=plain_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
@@ -377,10 +394,11 @@ class TestCommand:
                 except subprocess.TimeoutExpired:
                     continue
             process.kill()
-            process.wait()
-            assert enough <= len(_files(output)) < 32
+            interrupted += process.wait() < 0
+            assert len(_files(output)) >= enough
+        assert interrupted  # on a busy machine a later run may have ended first
         run_host(command, tmp_path)
-        assert _metrics(output) == _metrics(results)
+        assert _metrics(output) == expected
 
     def test_dry_run(self, suite, spec, tmp_path, capsys):
         shutil.copytree(suite / "pets", tmp_path / "data" / "pets")

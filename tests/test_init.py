@@ -127,7 +127,7 @@ def test_lambda_init_is_the_names(name, model_of):
     for tower in [model.visual] if name.endswith("-vision") else [model.visual, model.text]:
         actual = [m.lambda_init for m in tower.modules() if isinstance(m, DifferentialAttention)]
         if name.endswith("-dynamic"):
-            assert actual[:3] == pytest.approx([0.2, 0.355509, 0.470713], abs=1e-6)
+            assert actual[:3] == pytest.approx([0.2, 0.355509, 0.470713][: len(actual)], abs=1e-6)
             assert actual == sorted(actual)
         else:
             assert set(actual) == {0.8}

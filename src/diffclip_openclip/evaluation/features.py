@@ -72,17 +72,10 @@ def _extracted(
     model: nn.Module, shards: Sequence[tuple[int, str]], transform: Any, compute: Compute, title: str
 ) -> Iterator[tuple[int, Features]]:
     """Each shard's index and features, when the shard is complete."""
-    loader = DataLoader(
-        _ShardBatches(shards, transform, compute.batch_size),
-        batch_size=None,
-        num_workers=min(compute.workers, len(shards)),
-        pin_memory=compute.device == "cuda",
-    )
+    loader = shard_batches(shards, "cls", transform, compute)
     parts: dict[int, list[Features]] = {index: [] for index, _ in shards}
     with tqdm(desc=f"features of {title}", unit=" images", leave=False) as bar, backbone(model) as encode:
         for batch in loader:
-            if batch.error is not None:
-                raise ValueError(batch.error)
             if batch.images is None:
                 if not parts[batch.shard]:
                     raise ValueError(f"the shard {dict(shards)[batch.shard]} holds no images with a .cls")
@@ -91,43 +84,65 @@ def _extracted(
                 continue
             with torch.inference_mode(), compute.autocast():
                 features = encode(batch.images.to(compute.device, non_blocking=True))
-            parts[batch.shard].append(Features(features.float().cpu(), batch.labels))
-            bar.update(len(batch.labels))
+            parts[batch.shard].append(Features(features.float().cpu(), torch.tensor(batch.values)))
+            bar.update(len(batch.values))
 
 
-class _Batch(NamedTuple):
-    """Samples of one shard; without images, the shard's end."""
+class Batch(NamedTuple):
+    """Images (B, 3, H, W) of one shard with a field of each; without images, the shard's end."""
 
     shard: int
     images: torch.Tensor | None = None
-    labels: torch.Tensor = torch.empty(0, dtype=torch.int64)
+    values: tuple[Any, ...] = ()
     error: str | None = None
 
 
-class _ShardBatches(IterableDataset[_Batch]):
+def shard_batches(shards: Sequence[tuple[int, str]], field: str, transform: Any, compute: Compute) -> Iterator[Batch]:
+    """The samples of shards (index, path or URL) in batches, decoded in workers.
+
+    Raises:
+        ValueError: a shard that cannot be read; its name is in the message.
+    """
+    loader = DataLoader(
+        _ShardBatches(shards, field, transform, compute.batch_size),
+        batch_size=None,
+        num_workers=min(compute.workers, len(shards)),
+        pin_memory=compute.device == "cuda",
+    )
+    for batch in loader:
+        if batch.error is not None:
+            raise ValueError(batch.error)
+        yield batch
+
+
+class _ShardBatches(IterableDataset[Batch]):
     """Decodes whole shards, a worker one at a time; no batch crosses a shard's end."""
 
-    def __init__(self, shards: Sequence[tuple[int, str]], transform: Any, batch_size: int) -> None:
-        self.shards, self.transform, self.batch_size = shards, transform, batch_size
+    def __init__(self, shards: Sequence[tuple[int, str]], field: str, transform: Any, batch_size: int) -> None:
+        self.shards, self.field, self.transform, self.batch_size = shards, field, transform, batch_size
 
-    def __iter__(self) -> Iterator[_Batch]:
+    def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
         mine = self.shards if worker is None else self.shards[worker.id :: worker.num_workers]
         for index, shard in mine:
             try:
-                for samples in _in_batches(read_shard(shard, ("cls",), self.transform), self.batch_size):
-                    images, labels = zip(*samples, strict=True)
-                    yield _Batch(index, torch.stack(images), torch.tensor(labels))
-                yield _Batch(index)
+                for samples in _in_batches(read_shard(shard, (self.field,), self.transform), self.batch_size):
+                    images, values = zip(*samples, strict=True)
+                    yield Batch(index, torch.stack(images), values)
+                yield Batch(index)
             except Exception as error:  # as a value: an exception of a worker arrives with its whole traceback in it
-                yield _Batch(index, error=f"the shard {shard} cannot be read: {type(error).__name__} {error}")
+                yield Batch(index, error=f"the shard {shard} cannot be read: {type(error).__name__} {error}")
                 return
 
 
 def read_shard(shard: str, fields: tuple[str, ...], transform: Any) -> Iterator[tuple[Any, ...]]:
-    """Transformed RGB images of a shard, each with other fields of its sample, decoded as clip_benchmark does."""
+    """Transformed RGB images of a shard, each with other fields of its sample, decoded as clip_benchmark does.
+
+    Nothing else in the shard is decoded: webdataset would unpickle some kinds of files.
+    """
     handler = wds.autodecode.ImageHandler("pil", extensions=IMAGES)
-    pipeline = wds.DataPipeline(wds.SimpleShardList(shard), wds.tarfile_to_samples(), wds.decode(handler))
+    decode = wds.decode(handler, only=[*IMAGES, *fields])
+    pipeline = wds.DataPipeline(wds.SimpleShardList(shard), wds.tarfile_to_samples(), decode)
     for sample in pipeline:
         image = next((sample[kind] for kind in IMAGES if kind in sample), None)
         if image is None or not sample.keys() >= set(fields):

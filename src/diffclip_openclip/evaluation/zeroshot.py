@@ -2,20 +2,19 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-from clip_benchmark.datasets.builder import build_wds_dataset
 from clip_benchmark.metrics import zeroshot_retrieval
 from clip_benchmark.metrics.zeroshot_classification import accuracy, run_classification, zero_shot_classifier
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import balanced_accuracy_score
-from torch.utils.data import DataLoader
 
 from diffclip_openclip.evaluation.compute import Compute
+from diffclip_openclip.evaluation.features import shard_batches
 from diffclip_openclip.evaluation.layout import Place
 from diffclip_openclip.evaluation.model import LoadedModel
 from diffclip_openclip.files import staged
@@ -47,7 +46,7 @@ def classify(loaded: LoadedModel, place: Place, compute: Compute, memory: Path) 
     classes = place.class_names
     with compute.autocast():
         classifiers = [_classifier(loaded, classes, templates, compute, memory) for templates in TEMPLATES.values()]
-        loader = _loader(loaded, place, compute)
+        loader = _batches(loaded, place, "cls", torch.tensor, compute)
         logits, target = run_classification(
             loaded.model, torch.cat(classifiers, dim=1), loader, compute.device, amp=compute.amp
         )
@@ -88,7 +87,7 @@ def retrieve(loaded: LoadedModel, place: Place, compute: Compute) -> dict[str, f
         return dict(
             zeroshot_retrieval.evaluate(
                 loaded.model,
-                _loader(loaded, place, compute),
+                _batches(loaded, place, "txt", _captions, compute),
                 loaded.tokenizer,
                 device=compute.device,
                 amp=compute.amp,
@@ -97,8 +96,15 @@ def retrieve(loaded: LoadedModel, place: Place, compute: Compute) -> dict[str, f
         )
 
 
-def _loader(loaded: LoadedModel, place: Place, compute: Compute) -> DataLoader[Any]:
-    data = build_wds_dataset(place.base, transform=loaded.preprocess, split="test", data_dir=place.base)
-    # webdataset gives each worker whole shards, and refuses workers that get none
-    workers = min(compute.workers, place.shards["test"])
-    return DataLoader(data.batched(compute.batch_size), batch_size=None, num_workers=workers)
+def _captions(texts: tuple[Any, ...]) -> list[list[str]]:
+    return [text.splitlines() for text in texts]
+
+
+def _batches(
+    loaded: LoadedModel, place: Place, field: str, convert: Callable[[tuple[Any, ...]], Any], compute: Compute
+) -> Iterator[tuple[torch.Tensor, Any]]:
+    """Batches of images and what clip_benchmark's functions want with them, as its own data sets give them."""
+    shards = [(index, place.shard("test", index)) for index in range(place.shards["test"])]
+    for batch in shard_batches(shards, field, loaded.preprocess, compute):
+        if batch.images is not None:
+            yield batch.images, convert(batch.values)

@@ -69,6 +69,9 @@ def _load_torch(path: Path) -> Any:
         zipped = file.read(2) == b"PK"
     try:
         with _safe_globals():
+            if path.suffix == ".safetensors":  # torch goes by a path's ending where it is given one
+                with path.open("rb") as file:
+                    return torch.load(file, map_location="cpu", weights_only=True)
             # mapped, so that an optimizer state is never read
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:

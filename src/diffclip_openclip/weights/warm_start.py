@@ -6,6 +6,7 @@ signs, so training parts them.
 """
 
 import difflib
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -165,7 +166,10 @@ def _has_quick_gelu(model: nn.Module) -> bool:
 def _load(src: str) -> tuple[Any, str | None, dict[str, Any] | None]:
     """The source as open_clip builds it, its weights' checksum and its preprocessing."""
     if parse_model_name(src)[0] is not None:
-        model = open_clip.create_model(src, force_custom_text=True, require_pretrained=True)
+        try:
+            model = open_clip.create_model(src, force_custom_text=True, require_pretrained=True)
+        except pickle.UnpicklingError as error:
+            raise ValueError(f"the weights of {src} hold more than tensors and were not loaded: {error}") from error
         return model.eval(), None, _preprocess(model)
     name, _, weights = src.partition(":")
     if name not in open_clip.list_models():

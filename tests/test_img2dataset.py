@@ -4,6 +4,7 @@ A server on this machine stands for the web, and the recipes' own ``data`` stage
 of img2dataset 1.47.0 is checked here: what it takes, what it leaves out, and that the trainer reads what it counts.
 """
 
+import contextlib
 import http.server
 import io
 import json
@@ -143,8 +144,9 @@ class Web(http.server.BaseHTTPRequestHandler):
         kind = "text/html" if name == "wrong-type.jpg" or name.endswith(".html") else "image/jpeg"
         for key, value in {"Content-Type": kind, "Content-Length": str(len(body)), **headers}.items():
             self.send_header(key, value)
-        self.end_headers()
-        self.wfile.write(_half(body) if name == "cut.jpg" else body)
+        with contextlib.suppress(ConnectionError):  # who asked for late.jpg has gone
+            self.end_headers()
+            self.wfile.write(_half(body) if name == "cut.jpg" else body)
 
     def log_message(self, *arguments):
         pass

@@ -1,8 +1,8 @@
 """step_model.py's activations against real and simulated passes:  python benchmarks/step_check.py
 
 Real: forward passes on the CPU in float32; autograd's hooks tell what it keeps, which is counted storage by storage.
-The CPU's attention keeps less than an accelerator's two fused ones, so its terms differ. Simulated: forward passes of
-tensors that say they are on CUDA and hold no data (torch's FakeTensor), under autocast, with memory-efficient
+The CPU's attention keeps other things than an accelerator's two fused ones, so its terms differ. Simulated: forward
+passes of tensors that say they are on CUDA and hold no data (torch's FakeTensor), under autocast, with memory-efficient
 attention; what is kept is counted likewise, for any size. Two batch sizes each: the difference is a sample's.
 """
 
@@ -17,7 +17,7 @@ from unittest import mock
 import open_clip
 import torch
 import torch.nn.functional as F
-from step_model import FLOAT, Tower, activation_bytes, empty_model, text_pass, towers_of
+from step_model import FLOAT, Tower, activation_bytes, empty_model, sums_bytes, text_pass, towers_of
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
@@ -81,7 +81,7 @@ def simulated_cuda() -> Iterator[None]:
 
 def simulated(name: str) -> tuple[float, float]:
     """Bytes of an image and of a text on CUDA under autocast."""
-    model = empty_model(name)
+    model = empty_model(name).train()
     with simulated_cuda():
         model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda"))
         return bytes_of_a_sample(model, (8, 16), "cuda")
@@ -90,10 +90,10 @@ def simulated(name: str) -> tuple[float, float]:
 def cpu_bytes(tower: Tower) -> int:
     """step_model.py's figure in float32 with the CPU's differential attention.
 
-    In place of both maps' outputs and their difference, that keeps the heads before the norm, and no sums of softmaxes.
-    The projection of an image keeps the last norm's whole output, of which it takes a view.
+    In place of both maps' outputs, that keeps the heads before and behind the norm, and in place of the softmaxes' sums
+    the pairs' inverse norms. The projection of an image keeps the last norm's whole output, of which it takes a view.
     """
-    saved = FLOAT * tower.tokens * (2 * tower.width + tower.heads)
+    saved = sums_bytes(tower) - FLOAT * tower.tokens * tower.heads // 2
     projection = FLOAT * tower.tokens * tower.width if tower.inputs else 0
     return activation_bytes([tower], half=FLOAT) - tower.depth * saved + projection
 
@@ -109,7 +109,7 @@ def main() -> None:
     parser.parse_args()
     print("| pass | model | a sample | predicted MB | kept MB | error |\n| --- | --- | --- | ---: | ---: | ---: |")
     for name, batch_sizes in REAL.items():
-        model = open_clip.create_model(name, output_dict=True)
+        model = open_clip.create_model(name, output_dict=True).train()
         for what, tower, found in zip(
             ("image", "text"), towers_of(model), bytes_of_a_sample(model, batch_sizes, "cpu"), strict=True
         ):

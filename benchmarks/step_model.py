@@ -10,12 +10,11 @@ Memory of a process of open_clip's trainer with --precision amp or amp_bf16, in 
                                      4 C  input of both linear layers behind the norms, half
                                      6 C  q, k, v, half
              plain attention         2 C  output, half
-             differential attention  4 C  both maps' outputs, half
-                                     4 C  their difference, before its norm, float32
-                                     2 C  input of the output projection, half
+             differential attention  4 C  both maps' outputs, half; what follows up to the projection is made again
              GELU, hidden size 4 C  16 C  before and behind it, half
              QuickGELU              24 C  also its sigmoid
-                                     4 bytes each for the norms' means and deviations and the softmaxes' sums
+                                     4 bytes each for the norms' means and deviations, and for the softmaxes' sums, as
+                                     many as multiples of 32 tokens have
     with --grad-checkpointing        4 C  a block's input, float32; and one block's activations as above
 
 Left out: the contrastive loss (a batch's logits, 25 MB at 512 of 4,096), the CUDA context, NCCL, cuBLAS, and what the
@@ -83,13 +82,15 @@ def text_pass(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
 def block_bytes(tower: Tower, half: int = HALF) -> int:
     """What a block keeps of a sample for the backward pass, on an accelerator; ``half``: bytes under autocast, or 4."""
     hidden = (12 if tower.quick_gelu else 8) * half
-    pairs = tower.heads // 2
-    if tower.differential:
-        attention, statistics = 3 * half + FLOAT, FLOAT * (4 + tower.heads + pairs)
-    else:
-        # open_clip's text tower copies the heads before the projection, timm's image tower does not
-        attention, statistics = half * (2 if tower.inputs == 0 else 1), FLOAT * (4 + tower.heads)
-    return tower.tokens * (tower.width * (2 * FLOAT + 2 * half + 3 * half + attention + hidden) + statistics)
+    # open_clip's plain text tower copies the heads before the projection, timm's image tower does not
+    attention = half * (2 if tower.differential or tower.inputs == 0 else 1)
+    width = tower.width * (2 * FLOAT + 2 * half + 3 * half + attention + hidden)
+    return tower.tokens * (width + FLOAT * 4) + sums_bytes(tower)
+
+
+def sums_bytes(tower: Tower) -> int:
+    """What a block's fused attention keeps of its softmaxes, of a sample."""
+    return FLOAT * tower.heads * -(-tower.tokens // 32) * 32
 
 
 def activation_bytes(towers: Sequence[Tower], checkpointing: bool = False, half: int = HALF) -> int:

@@ -16,7 +16,12 @@ from timm.layers import DiffAttention
 from diffclip_openclip import DifferentialAttention, attention, differential_attention_reference
 from diffclip_openclip.attention import dynamic_lambda_init, resolve_lambda_init
 
-PATHS = {"maps": attention._attend_by_maps, "sdpa": attention._attend_by_sdpa}
+
+def _by_sdpa(q, k, v, lambda_, *masks_and_dropout):
+    return attention.subtract(*attention._attend_by_sdpa(q, k, v, *masks_and_dropout), lambda_)
+
+
+CORES = {"maps": attention._attend_by_maps, "sdpa": _by_sdpa}
 LAMBDAS = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
 B, N, C, H = 2, 5, 16, 4
 P, d = H // 2, C // H
@@ -38,11 +43,10 @@ def _close(actual, expected, tolerance=1e-10):
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.fixture(params=PATHS)
+@pytest.fixture(params=CORES)
 def path(request, monkeypatch):
     """The module computes its core in this way, on whatever device."""
-    for name in ("_attend_by_maps", "_attend_by_sdpa"):
-        monkeypatch.setattr(attention, name, PATHS[request.param])
+    monkeypatch.setattr(attention, "takes_wide_values", lambda x: request.param == "sdpa")
 
 
 def _module(seed=0, **kwargs):
@@ -149,7 +153,7 @@ def _mask(kind, shape):
     return bias.requires_grad_(kind.startswith("learned"))
 
 
-@pytest.mark.parametrize("attend", PATHS.values(), ids=PATHS)
+@pytest.mark.parametrize("attend", CORES.values(), ids=CORES)
 @settings(deadline=None, max_examples=150)
 @given(case=_cases())
 def test_core_equals_reference(attend, case):
@@ -176,7 +180,7 @@ def test_core_equals_reference(attend, case):
     assert (actual[blind] == 0).all()
 
 
-@pytest.mark.parametrize("attend", PATHS.values(), ids=PATHS)
+@pytest.mark.parametrize("attend", CORES.values(), ids=CORES)
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_queries_that_may_look_nowhere_give_zeros_and_finite_gradients(attend, is_causal):
     """Stated apart from the reference, which has the same rule: query 1 is blind, all others see themselves."""
@@ -205,7 +209,7 @@ def test_queries_that_may_look_nowhere_give_zeros_and_finite_gradients(attend, i
     ],
 )
 @pytest.mark.parametrize("is_causal", [False, True])
-@pytest.mark.parametrize("attend", PATHS.values(), ids=PATHS)
+@pytest.mark.parametrize("attend", CORES.values(), ids=CORES)
 def test_core_in_lower_precision(attend, is_causal, dtype, tolerance):
     torch.manual_seed(0)
     q, k = torch.randn(2, 2, 6, 33, 16).to(dtype)
@@ -424,7 +428,7 @@ def test_dropout_is_on_in_training(kind):
     assert not torch.allclose(module(x), module(x))
 
 
-@pytest.mark.parametrize("attend", PATHS.values(), ids=PATHS)
+@pytest.mark.parametrize("attend", CORES.values(), ids=CORES)
 def test_dropout_acts_on_each_map(attend):
     """One token: both maps are [1], so half dropped out, A1 - lambda A2 is one of 0, 2, -2 lambda, 2 - 2 lambda."""
     torch.manual_seed(0)
@@ -440,6 +444,7 @@ def test_dropout_acts_on_each_map(attend):
 # --- what the hosts do with a module ---
 
 
+@pytest.mark.usefixtures("path")
 def test_autocast_bfloat16():
     module = _module().float()
     x = torch.randn(B, N, C)
@@ -463,6 +468,7 @@ def test_lambda_vectors_stay_float32_in_a_bfloat16_module():
     assert module.bfloat16().compute_lambda().dtype == torch.float32
 
 
+@pytest.mark.usefixtures("path")
 def test_compiles_without_graph_breaks():
     module = _module().float()
     compiled = torch.compile(module, fullgraph=True, dynamic=False)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.layers import Attention
 
-from diffclip_openclip import DifferentialAttentionV2, attention_v2, differential_attention_v2_reference
+from diffclip_openclip import DifferentialAttentionV2, attention, attention_v2, differential_attention_v2_reference
 
 B, N, C, H = 2, 5, 15, 3
 d = C // H
@@ -27,6 +27,16 @@ MASK_SHAPES = {
     "1H1N": lambda B, H, N: (1, H, 1, N),
     "BHNN": lambda B, H, N: (B, H, N, N),
 }
+
+
+@pytest.fixture(params=["cpu", "accelerator"])
+def path(request, monkeypatch):
+    """The module computes as it does there, on whatever device."""
+    monkeypatch.setattr(attention_v2, "takes_wide_values", lambda x: request.param == "accelerator")
+
+
+def _attend(q, k, v, lambda_, *masks_and_dropout):
+    return attention.subtract(*attention_v2._attend(q, k, v, *masks_and_dropout), lambda_)
 
 
 def _close(actual, expected, tolerance=1e-10):
@@ -147,7 +157,7 @@ def test_core_equals_reference(case):
 
     expected, a1, a2 = differential_attention_v2_reference(q, k, v, lambda_, mask, is_causal)
     expected_gradients = torch.autograd.grad((expected * weight).sum(), leaves)
-    actual = attention_v2._attend(q, k, v, lambda_, mask, is_causal, 0.0)
+    actual = _attend(q, k, v, lambda_, mask, is_causal, 0.0)
     gradients = torch.autograd.grad((actual * weight).sum(), leaves)
 
     _close(actual, expected)
@@ -167,7 +177,7 @@ def test_queries_that_may_look_nowhere_give_zeros_and_finite_gradients(is_causal
     visible = torch.eye(N, dtype=torch.bool)
     visible[1] = False
     leaves = [t.requires_grad_() for t in (q, k, v, lambda_)]
-    out = attention_v2._attend(q, k, v, lambda_, visible, is_causal, 0.0)
+    out = _attend(q, k, v, lambda_, visible, is_causal, 0.0)
     assert (out[:, :, 1] == 0).all()
     others = [0, 2, 3, 4]
     _close(out[:, :, others], ((1 - lambda_) * v)[:, :, others], 1e-6)  # float32; both maps are the identity
@@ -201,7 +211,7 @@ def test_core_in_lower_precision(is_causal, masked, dtype, tolerance):
         return [out, *torch.autograd.grad((out * weight.to(dtype)).sum(), leaves)]
 
     exact = run(lambda *args: differential_attention_v2_reference(*args[:-1])[0], torch.float64, torch.float64)
-    for actual, expected in zip(run(attention_v2._attend, dtype, torch.float32), exact, strict=True):
+    for actual, expected in zip(run(_attend, dtype, torch.float32), exact, strict=True):
         assert (actual.double() - expected).norm() <= tolerance * expected.norm()
 
 
@@ -211,6 +221,7 @@ def test_core_in_lower_precision(is_causal, masked, dtype, tolerance):
 @pytest.mark.parametrize("num_tokens", [1, N])
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.usefixtures("path")
 def test_module_equals_definition(masked, is_causal, num_tokens):
     module = _module()
     x, weight = torch.randn(2, B, num_tokens, C, dtype=torch.float64)
@@ -375,7 +386,7 @@ def test_dropout_acts_on_each_map(is_causal):
     torch.manual_seed(0)
     draws, lambda_ = 4000, torch.full((4000, 1, 1, 1), 0.25)
     q, k, v = torch.randn(draws, 2, 1, 1), torch.randn(draws, 1, 1, 1), torch.ones(draws, 1, 1, 1)
-    values, counts = attention_v2._attend(q, k, v, lambda_, None, is_causal, 0.5).unique(return_counts=True)
+    values, counts = _attend(q, k, v, lambda_, None, is_causal, 0.5).unique(return_counts=True)
     assert values.tolist() == pytest.approx([-0.5, 0.0, 1.5, 2.0])
     # each a quarter of independent draws, within 5 standard deviations
     assert (counts - draws / 4).abs().max() < 5 * math.sqrt(draws * 3 / 16)
@@ -384,6 +395,7 @@ def test_dropout_acts_on_each_map(is_causal):
 # --- what the hosts do with a module ---
 
 
+@pytest.mark.usefixtures("path")
 def test_autocast_bfloat16():
     module = _module().float()
     x = _input()[0].float()
@@ -409,6 +421,7 @@ def test_bfloat16_module():
 
 
 @pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.usefixtures("path")
 def test_compiles_without_graph_breaks(masked):
     module = _module().float()
     compiled = torch.compile(module, fullgraph=True, dynamic=False)

@@ -9,7 +9,7 @@
 # and for CLIP-B-16-baseline, DiffCLIP-B-16-dynamic (DiffCLIP*) and DiffCLIP-B-16-vision (DiffCLIP†) likewise.
 #
 # Hardware: one machine with 8 A100 (paper, section 4.1). Others: NODES, GPUS, ACCUM (README.md); slurm.sh for Slurm.
-# Memory: predicted 57 GB a GPU, 12 GB with CHECKPOINTING=1, for cards of 40 GB.
+# Memory: predicted 50 GB a GPU, 11 GB with CHECKPOINTING=1, for cards of 40 GB.
 # Time: about 10 GPU-days a model on A100 (section 5.2), so 30 hours on 8. Not measured with this code.
 # Disk: 7.9 million images of 224 pixels; 40 checkpoints of 1.8 GB a model.
 #

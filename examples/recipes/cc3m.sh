@@ -9,7 +9,7 @@
 # and for CLIP-B-16-baseline, DiffCLIP-B-16-dynamic (DiffCLIP*) and DiffCLIP-B-16-vision (DiffCLIP†) likewise.
 #
 # Hardware: one machine with 4 A100 (paper, section 4.1). Others: NODES, GPUS, ACCUM (README.md); slurm.sh for Slurm.
-# Memory: 1,024 pairs a GPU are predicted to take 112 GB, and 21 GB with gradient checkpointing, so that is on; it changes
+# Memory: 1,024 pairs a GPU are predicted to take 98 GB, and 20 GB with gradient checkpointing, so that is on; it changes
 # no gradient. How the paper did it is not known. On 8 GPUs of 80 GB, CHECKPOINTING= switches it off.
 # Time: the paper gives none. By pairs seen, 2.3 of CC12M's 7.9 million, it would be 3 GPU-days a model on A100; a third
 # more with checkpointing, so a day on 4. Not measured with this code.

@@ -7,7 +7,7 @@
 #   examples/recipes/scaling.sh evaluate DiffCLIP-L-14
 #   examples/recipes/scaling.sh report
 #
-# Hardware: 8 GPUs of 80 GB: predicted 31 GB a GPU for L/14 and 56 GB for H/14, with gradient checkpointing.
+# Hardware: 8 GPUs of 80 GB: predicted 30 GB a GPU for L/14 and 55 GB for H/14, with gradient checkpointing.
 # Time and score: not known; these sizes have not been trained. A pair's arithmetic is 4.3 times B/16's for L/14 and 9.3
 # times for H/14, and a third more with checkpointing: at the paper's speed (10 GPU-days for B/16) 57 and 124 GPU-days.
 # Large models may want another learning rate or weight decay: append --lr, --wd.

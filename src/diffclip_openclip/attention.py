@@ -12,12 +12,15 @@ Shape legend::
 Heads 2p and 2p + 1 are maps 1 and 2 of pair p.
 """
 
+import contextlib
 import math
+from collections.abc import Callable
 from typing import Optional
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 LAMBDA_INIT = 0.8  # DiffCLIP, section 4.1
 DYNAMIC = "dynamic"
@@ -139,50 +142,79 @@ def _attend_by_maps(
     if dropout_p > 0.0:
         maps_BP2NN = F.dropout(maps_BP2NN, dropout_p)
     a1_BPNN, a2_BPNN = maps_BP2NN.unbind(2)
-    return torch.addcmul(a1_BPNN, a2_BPNN, lambda_.to(maps_BP2NN.dtype), value=-1) @ v_BPNe
+    return subtract(a1_BPNN, a2_BPNN, lambda_) @ v_BPNe
 
 
 def _attend_by_sdpa(
     q_BHNd: torch.Tensor,
     k_BHNd: torch.Tensor,
     v_BPNe: torch.Tensor,
-    lambda_: torch.Tensor,
     attn_mask: Optional[torch.Tensor],
     is_causal: bool,
     dropout_p: float,
-) -> torch.Tensor:
-    """One fused attention a map, subtracted behind v: no N x N map is kept, the way for accelerators."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A1 v and A2 v, to be subtracted behind v: no N x N map is kept, the way for accelerators."""
     B, H, N, d = q_BHNd.shape
     q1_BPNd, q2_BPNd = q_BHNd.view(B, H // 2, 2, N, d).unbind(2)
     k1_BPNd, k2_BPNd = k_BHNd.view(B, H // 2, 2, N, d).unbind(2)
-    return sdpa_difference(q1_BPNd, k1_BPNd, q2_BPNd, k2_BPNd, v_BPNe, lambda_, attn_mask, is_causal, dropout_p)
+    return attend_twice(q1_BPNd, k1_BPNd, q2_BPNd, k2_BPNd, v_BPNe, attn_mask, is_causal, dropout_p)
 
 
-def sdpa_difference(
+def attend_twice(
     q1_BPNd: torch.Tensor,
     k1_BPNd: torch.Tensor,
     q2_BPNd: torch.Tensor,
     k2_BPNd: torch.Tensor,
     v_BPNe: torch.Tensor,
-    lambda_: torch.Tensor,
     attn_mask: Optional[torch.Tensor],
     is_causal: bool,
     dropout_p: float,
-) -> torch.Tensor:
-    """A1 v - lambda A2 v, (B, P, N, e), by one fused attention a map; lambda_ is broadcastable to (B, P, N, 1)."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A1 v and A2 v, each (B, P, N, e), by one fused attention a map."""
     if attn_mask is None:
         # never a mask tensor for the causal tower: cuDNN's backward is wrong with one (pytorch/pytorch#196678)
-        out1 = F.scaled_dot_product_attention(q1_BPNd, k1_BPNd, v_BPNe, None, dropout_p, is_causal)
-        out2 = F.scaled_dot_product_attention(q2_BPNd, k2_BPNd, v_BPNe, None, dropout_p, is_causal)
-        return out1 - lambda_.to(out1.dtype) * out2
+        return (
+            F.scaled_dot_product_attention(q1_BPNd, k1_BPNd, v_BPNe, None, dropout_p, is_causal),
+            F.scaled_dot_product_attention(q2_BPNd, k2_BPNd, v_BPNe, None, dropout_p, is_causal),
+        )
     B, P, N, _ = q1_BPNd.shape
     bias = attention_bias(attn_mask, is_causal, B, P, N, q1_BPNd.dtype, q1_BPNd.device)
     assert bias is not None
     blind = (bias == -math.inf).all(dim=-1, keepdim=True)
     bias = bias.masked_fill(blind, 0.0)
-    out1 = F.scaled_dot_product_attention(q1_BPNd, k1_BPNd, v_BPNe, bias, dropout_p)
-    out2 = F.scaled_dot_product_attention(q2_BPNd, k2_BPNd, v_BPNe, bias, dropout_p)
-    return (out1 - lambda_.to(out1.dtype) * out2).masked_fill(blind, 0.0)
+    return (
+        F.scaled_dot_product_attention(q1_BPNd, k1_BPNd, v_BPNe, bias, dropout_p).masked_fill(blind, 0.0),
+        F.scaled_dot_product_attention(q2_BPNd, k2_BPNd, v_BPNe, bias, dropout_p).masked_fill(blind, 0.0),
+    )
+
+
+def takes_wide_values(x: torch.Tensor) -> bool:
+    """Whether fused attention, where x lies, takes values wider than keys; the CPU's makes explicit maps for them."""
+    return x.device.type != "cpu"
+
+
+@torch.jit.ignore
+def keeping_inputs(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
+    """function(*inputs), of which autograd keeps the inputs alone and computes the rest again.
+
+    For what follows two fused attentions, whose outputs are kept anyway. torch.compile makes that choice by itself. In
+    training only, since torch.func takes no gradients through it.
+    """
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        output: torch.Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return output
+    return function(*inputs)
+
+
+def subtract(out1: torch.Tensor, out2: torch.Tensor, lambda_: torch.Tensor) -> torch.Tensor:
+    """out1 - lambda out2, in one pass; lambda_ is broadcastable to them."""
+    return torch.addcmul(out1, out2, lambda_.to(out2.dtype), value=-1)
+
+
+def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
 
 
 class DifferentialAttention(nn.Module):
@@ -268,9 +300,22 @@ class DifferentialAttention(nn.Module):
         v_BPNe = v_BNC.reshape(B, N, self.num_heads // 2, 2 * self.head_dim).transpose(1, 2)
         return q_BHNd, k_BHNd, v_BPNe
 
+    def _norm(self, out_BNPe: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(out_BNPe, [2 * self.head_dim], weight.to(out_BNPe.dtype), self.sub_norm.eps)
+
     def _join(self, out_BPNe: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        out_BPNe = F.rms_norm(out_BPNe, [2 * self.head_dim], weight.to(out_BPNe.dtype), self.sub_norm.eps)
-        return self.proj_drop(self.proj(out_BPNe.transpose(1, 2).flatten(2)))
+        out_BNPe = out_BPNe.transpose(1, 2)  # the layout in which fused attention returns it
+        if torch.jit.is_scripting():
+            return self.proj(self._norm(out_BNPe, weight).flatten(2))
+        # autocast would copy the heads to float32 for the norm, which sums in float32 anyway
+        with _without_autocast(out_BNPe.device.type):
+            normed_BNPe = self._norm(out_BNPe, weight)
+        return self.proj(normed_BNPe.flatten(2))
+
+    def _subtract_and_join(
+        self, out1_BPNe: torch.Tensor, out2_BPNe: torch.Tensor, lambda_: torch.Tensor, weight: torch.Tensor
+    ) -> torch.Tensor:
+        return self._join(subtract(out1_BPNe, out2_BPNe, lambda_), weight)
 
     def forward(
         self,
@@ -301,11 +346,13 @@ class DifferentialAttention(nn.Module):
                 )
                 return self.proj_drop(self.proj(out_BNC))
         q_BHNd, k_BHNd, v_BPNe = self._split(qkv_BNC3)
-        if x.device.type == "cpu":
+        if not takes_wide_values(x):
             out_BPNe = _attend_by_maps(q_BHNd, k_BHNd, v_BPNe, lambda_, attn_mask, is_causal, dropout_p)
-        else:
-            out_BPNe = _attend_by_sdpa(q_BHNd, k_BHNd, v_BPNe, lambda_, attn_mask, is_causal, dropout_p)
-        return self._join(out_BPNe, weight)
+            return self.proj_drop(self._join(out_BPNe, weight))
+        out1_BPNe, out2_BPNe = _attend_by_sdpa(q_BHNd, k_BHNd, v_BPNe, attn_mask, is_causal, dropout_p)
+        if not torch.jit.is_scripting() and self.training:
+            return self.proj_drop(keeping_inputs(self._subtract_and_join, out1_BPNe, out2_BPNe, lambda_, weight))
+        return self.proj_drop(self._subtract_and_join(out1_BPNe, out2_BPNe, lambda_, weight))
 
     @torch.jit.ignore
     def attention_maps(
@@ -324,4 +371,5 @@ class DifferentialAttention(nn.Module):
     def attend_with(self, x: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
         """:meth:`forward` of x (B, N, C) with given maps A1 - lambda A2, (B, P, N, N), in place of its own."""
         _, _, v_BPNe = self._split(self.qkv(x))
-        return self._join(attention.to(v_BPNe.dtype) @ v_BPNe, self.sub_norm.weight * (1.0 - self.lambda_init))
+        weight = self.sub_norm.weight * (1.0 - self.lambda_init)
+        return self.proj_drop(self._join(attention.to(v_BPNe.dtype) @ v_BPNe, weight))

@@ -129,6 +129,7 @@ def _step(name: str, setting: Setting, what: str) -> Callable[[], object]:
 
         return forward
 
+    model.train()  # text towers made from a config are in evaluation mode, in which transformers checkpoints nothing
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     loss = open_clip.ClipLoss()
 

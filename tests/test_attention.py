@@ -592,3 +592,12 @@ def test_imports_torch_only(name):
     imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     others = {module for module in imported if module.split(".")[0] not in sys.stdlib_module_names | {"torch"}}
     assert others <= {"diffclip_openclip.attention", "diffclip_openclip.attention_cpu"}
+
+
+@pytest.mark.usefixtures("path")
+def test_gradients_by_torch_func():
+    module, x = _module(), torch.randn(B, N, C, dtype=torch.float64)
+    gradient = torch.func.grad(lambda x: module(x).square().sum())(x)
+    x.requires_grad_()
+    module(x).square().sum().backward()
+    _close(gradient, x.grad)

@@ -164,3 +164,31 @@ def test_scripted_layers_do_without_it(monkeypatch):
     scripted = torch.jit.script(layer)
     assert "attend_cpu" not in str(scripted.inlined_graph)
     torch.testing.assert_close(scripted(x), layer(x), rtol=1e-5, atol=1e-6)
+
+
+def _per_sample_gradients(layer, x):
+    def loss(parameters, sample):
+        return torch.func.functional_call(layer, parameters, (sample[None],)).square().sum()
+
+    return torch.func.vmap(torch.func.grad(loss), (None, 0))(dict(layer.named_parameters()), x)
+
+
+def test_transforms_of_torch_func(monkeypatch):
+    """The operator has neither a batching rule nor a forward-mode derivative, so explicit maps stand in for it."""
+    monkeypatch.setattr(attention_cpu, "_CACHE_BYTES", 1)
+    torch.manual_seed(0)
+    layer = DifferentialAttention(32, 4).double()
+    x, tangent = torch.randn(2, 3, 7, 32, dtype=torch.float64)
+    output, directional = torch.func.jvp(layer, (x,), (tangent,))
+    torch.testing.assert_close(output, layer(x))
+    step = 1e-5
+    differences = (layer(x + step * tangent) - layer(x - step * tangent)) / (2 * step)
+    torch.testing.assert_close(directional, differences, rtol=1e-6, atol=1e-8)
+    with torch.autograd.forward_ad.dual_level():
+        dual = layer(torch.autograd.forward_ad.make_dual(x, tangent))
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, directional)
+    for name, gradients in _per_sample_gradients(layer, x).items():
+        for gradient, sample in zip(gradients, x, strict=True):
+            layer.zero_grad()
+            layer(sample[None]).square().sum().backward()
+            torch.testing.assert_close(gradient, layer.get_parameter(name).grad)

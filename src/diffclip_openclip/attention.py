@@ -20,6 +20,7 @@ from typing import Optional
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 LAMBDA_INIT = 0.8  # DiffCLIP, section 4.1
@@ -194,13 +195,21 @@ def takes_wide_values(x: torch.Tensor) -> bool:
 
 
 @torch.jit.ignore
+def transformed(*tensors: torch.Tensor) -> bool:
+    """Whether torch.func or forward-mode differentiation is at work, which operators and checkpoints do not support."""
+    return any(
+        torch.func.debug_unwrap(tensor) is not tensor or forward_ad.unpack_dual(tensor).tangent is not None
+        for tensor in tensors
+    )
+
+
+@torch.jit.ignore
 def keeping_inputs(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
     """function(*inputs), of which autograd keeps the inputs alone and computes the rest again.
 
-    For what follows two fused attentions, whose outputs are kept anyway. torch.compile makes that choice by itself. In
-    training only, since torch.func takes no gradients through it.
+    For what follows two fused attentions, whose outputs are kept anyway. torch.compile makes that choice by itself.
     """
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not transformed(*inputs):
         output: torch.Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
         return output
     return function(*inputs)
@@ -340,6 +349,7 @@ class DifferentialAttention(nn.Module):
         dropout_p = self.attn_drop_p if self.training else 0.0
         if not torch.jit.is_scripting():  # scripted and exported models are to run without this package's operator
             whole = attn_mask is None and dropout_p == 0.0 and not torch.compiler.is_exporting()
+            whole = whole and (torch.compiler.is_compiling() or not transformed(qkv_BNC3, lambda_, weight))
             if x.device.type == "cpu" and whole and not self._fits_in_cache(B, self.num_heads, N):
                 out_BNC, _, _ = torch.ops.diffclip_openclip.attend_cpu(
                     qkv_BNC3, lambda_, weight, self.num_heads, self.sub_norm.eps, is_causal, torch.is_grad_enabled()
@@ -350,7 +360,7 @@ class DifferentialAttention(nn.Module):
             out_BPNe = _attend_by_maps(q_BHNd, k_BHNd, v_BPNe, lambda_, attn_mask, is_causal, dropout_p)
             return self.proj_drop(self._join(out_BPNe, weight))
         out1_BPNe, out2_BPNe = _attend_by_sdpa(q_BHNd, k_BHNd, v_BPNe, attn_mask, is_causal, dropout_p)
-        if not torch.jit.is_scripting() and self.training:
+        if not torch.jit.is_scripting():
             return self.proj_drop(keeping_inputs(self._subtract_and_join, out1_BPNe, out2_BPNe, lambda_, weight))
         return self.proj_drop(self._subtract_and_join(out1_BPNe, out2_BPNe, lambda_, weight))
 

@@ -170,7 +170,7 @@ class DifferentialAttentionV2(nn.Module):
         dropout_p = self.attn_drop_p if self.training else 0.0
         out1_BHNd, out2_BHNd = _attend(q_BGNd, k_BHNd, v_BHNd, attn_mask, is_causal, dropout_p)
         lambda_ = self.compute_lambda(x)
-        if not torch.jit.is_scripting() and self.training and takes_wide_values(x):
+        if not torch.jit.is_scripting() and takes_wide_values(x):
             return self.proj_drop(keeping_inputs(self._subtract_and_join, out1_BHNd, out2_BHNd, lambda_))
         return self.proj_drop(self._subtract_and_join(out1_BHNd, out2_BHNd, lambda_))
 

@@ -6,13 +6,10 @@ Models take turns, so that a machine whose speed drifts slows all of them alike;
 import contextlib
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
-from importlib.metadata import version
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,12 +20,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-from diffclip_openclip.extras import require
-from diffclip_openclip.files import check_place, staged
-
 PASSES = ("forward", "train step")
 _WARM_UP = 3  # turns that are not counted: compilation, allocator, caches
-_PACKAGES = ("diffclip-openclip", "open_clip_torch", "timm", "torch", "transformers")
 
 
 @dataclass(frozen=True)
@@ -52,7 +45,8 @@ class Row:
     """One model's figures in one setting.
 
     ``seconds`` are the turns'. ``ratio`` is the throughput over the first model's: the median over turns, with the
-    quartiles in ``ratio_quartiles``. ``peak_bytes`` is what a pass allocates at most, on top of what was there.
+    quartiles in ``ratio_quartiles``. ``peak_bytes`` is what a pass allocates at most, on top of what was there, None
+    where torch does not tell.
     """
 
     model: str
@@ -62,7 +56,7 @@ class Row:
     images_per_second: float
     ratio: float
     ratio_quartiles: tuple[float, float]
-    peak_bytes: int
+    peak_bytes: int | None
 
 
 def bench(models: Sequence[str], settings: Iterable[Setting], rounds: int, passes: Sequence[str] = PASSES) -> list[Row]:
@@ -81,6 +75,7 @@ def bench(models: Sequence[str], settings: Iterable[Setting], rounds: int, passe
 
 
 def _compare(models: Sequence[str], setting: Setting, what: str, rounds: int) -> list[Row]:
+    torch.compiler.reset()  # a second size would be compiled for any size, which is slower
     steps = [_step(name, setting, what) for name in models]
     peaks = [_peak_bytes(step, setting.device) for step in steps]
     seconds: list[list[float]] = [[] for _ in steps]
@@ -104,39 +99,39 @@ def _compare(models: Sequence[str], setting: Setting, what: str, rounds: int) ->
 def _step(name: str, setting: Setting, what: str) -> Callable[[], object]:
     torch.manual_seed(0)
     device = torch.device(setting.device)
-    precision = setting.precision if setting.precision == "pure_bf16" else "fp32"
+    half = setting.precision == "pure_bf16"
     model: Any = open_clip.create_model(
-        name, precision=precision, device=device, force_image_size=setting.image_size, output_dict=True
+        name,
+        precision=setting.precision if half else "fp32",
+        device=device,
+        force_image_size=setting.image_size,
+        output_dict=True,
     )
-    dtype = torch.bfloat16 if setting.precision == "pure_bf16" else torch.float32
+    dtype = torch.bfloat16 if half else torch.float32
     images = torch.randn(setting.batch_size, 3, *model.visual.image_size, device=device, dtype=dtype)
     texts = torch.randint(1, 49407, (setting.batch_size, model.context_length), device=device)
     if setting.grad_checkpointing:
         model.set_grad_checkpointing()
-    run = torch.compile(model) if setting.compile else model
-    autocast: Callable[[], Any] = contextlib.nullcontext
-    if setting.precision == "amp_bf16":
+    # text towers made from a config are in evaluation mode, in which transformers checkpoints nothing
+    model.train(what != "forward")
+    run = torch.compile(model, dynamic=False) if setting.compile else model
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=setting.precision == "amp_bf16")
 
-        def autocast() -> Any:
-            return torch.autocast(device.type, torch.bfloat16)
+    def forward() -> Any:
+        with autocast:
+            return run(images, texts)
 
-    if what == "forward":
-        model.eval()
+    return torch.no_grad()(forward) if what == "forward" else _train_step(model, forward, autocast)
 
-        def forward() -> object:
-            with torch.no_grad(), autocast():
-                return run(images, texts)
 
-        return forward
-
-    model.train()  # text towers made from a config are in evaluation mode, in which transformers checkpoints nothing
+def _train_step(model: Any, forward: Callable[[], Any], autocast: torch.autocast) -> Callable[[], object]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     loss = open_clip.ClipLoss()
 
     def train_step() -> object:
         optimizer.zero_grad()
-        with autocast():
-            output = run(images, texts)
+        output = forward()
+        with autocast:
             value = loss(output["image_features"], output["text_features"], output["logit_scale"])
         value.backward()
         return optimizer.step()
@@ -149,10 +144,13 @@ def _wait(device: str) -> None:
         torch.accelerator.synchronize(device)
 
 
-def _peak_bytes(step: Callable[[], object], device: str) -> int:
+def _peak_bytes(step: Callable[[], object], device: str) -> int | None:
     """What a step allocates at most on top of what was there, parameters and optimizer state being there already."""
     step()
-    if torch.device(device).type == "cuda":
+    kind = torch.device(device).type
+    if kind not in ("cpu", "cuda"):
+        return None
+    if kind == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -206,91 +204,3 @@ def settings_of(
         Setting(device, precision, compile, grad_checkpointing, batch_size, image_size)
         for batch_size, image_size in product(batch_sizes, image_sizes)
     ]
-
-
-def machine(device: str) -> dict[str, Any]:
-    """Where figures come from: processor or accelerator, threads, versions, date."""
-    kind = torch.device(device).type
-    return {
-        "device": torch.cuda.get_device_name(device) if kind == "cuda" else _processor(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "versions": {package: version(package) for package in _PACKAGES},
-        "date": datetime.now(timezone.utc).date().isoformat(),
-    }
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def check_output(path: Path, overwrite: bool = False) -> None:
-    """Refuse an output path before anything is measured; raises as :func:`save`."""
-    if path.suffix != ".json":
-        raise ValueError(f"{path} does not end in .json; the plot goes beside it, as .png")
-    check_place(path, overwrite)
-    check_place(path.with_suffix(".png"), overwrite)
-    require("the plot", "plot", "matplotlib")
-
-
-def save(rows: Sequence[Row], command: str, path: Path, overwrite: bool = False) -> None:
-    """Write the figures to ``path`` (JSON) and their plot beside it (PNG).
-
-    Raises:
-        ImportError: matplotlib is not installed.
-        ValueError: ``path`` does not end in .json.
-        FileExistsError: one of the two exists, and ``overwrite`` is not given.
-    """
-    check_output(path, overwrite)
-    figures = {"command": command, "machine": machine(rows[0].setting.device), "rows": [asdict(row) for row in rows]}
-    with staged(path, overwrite) as new:
-        new.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    with staged(path.with_suffix(".png"), overwrite) as new:
-        plot(rows, new)
-
-
-def table(rows: Sequence[Row]) -> str:
-    """The figures as a Markdown table."""
-    lines = [
-        "| pass | batch | pixels | model | ms | images/s | ratio | quartiles | peak MB |",
-        "|---|---|---|---|" + "---:|" * 5,
-    ]
-    for row in rows:
-        low, high = row.ratio_quartiles
-        lines.append(
-            f"| {row.what} | {row.setting.batch_size} | {row.setting.image_size or ''} | {row.model} "
-            f"| {1000 * statistics.median(row.seconds):.1f} | {row.images_per_second:.1f} "
-            f"| {row.ratio:.3f} | {low:.3f} – {high:.3f} | {row.peak_bytes / 1e6:.0f} |"
-        )
-    return "\n".join(lines)
-
-
-def plot(rows: Sequence[Row], path: Path) -> None:
-    """Ratios to the first model with their quartiles, by model, or by batch or image size where one of them varies."""
-    from matplotlib import pyplot
-
-    passes = list(dict.fromkeys(row.what for row in rows))
-    varying = [by for by in ("image_size", "batch_size") if len({getattr(row.setting, by) for row in rows}) > 1]
-    figure, axes = pyplot.subplots(
-        1, len(passes), figsize=(5 * len(passes), 4), sharey=True, squeeze=False, layout="constrained"
-    )
-    for what, axis in zip(passes, axes[0], strict=True):
-        for model in dict.fromkeys(row.model for row in rows):
-            own = [row for row in rows if (row.model, row.what) == (model, what)]
-            x = [str(getattr(row.setting, varying[0])) if varying else model for row in own]
-            errors = [
-                [row.ratio - row.ratio_quartiles[0] for row in own],
-                [row.ratio_quartiles[1] - row.ratio for row in own],
-            ]
-            axis.errorbar(x, [row.ratio for row in own], errors, label=model, marker="o", capsize=3)
-        axis.set(title=what, xlabel=varying[0].replace("_", " ") if varying else "")
-        axis.grid(axis="y", alpha=0.3)
-    axes[0, 0].set_ylabel(f"throughput over {rows[0].model}")
-    if varying:
-        axes[0, -1].legend()
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)

@@ -16,10 +16,10 @@ examples:
 
 
 def _bench(arguments: argparse.Namespace) -> list[str]:
-    from diffclip_openclip import bench
+    from diffclip_openclip import bench, bench_report
 
     if arguments.output is not None:
-        bench.check_output(arguments.output, arguments.overwrite)
+        bench_report.check_output(arguments.output, arguments.overwrite)
     settings = bench.settings_of(
         arguments.device,
         arguments.precision,
@@ -31,8 +31,8 @@ def _bench(arguments: argparse.Namespace) -> list[str]:
     passes = bench.PASSES[:1] if arguments.forward_only else bench.PASSES
     rows = bench.bench(arguments.model or _BENCH_MODELS, settings, arguments.rounds, passes)
     if arguments.output is not None:
-        bench.save(rows, arguments.command, arguments.output, arguments.overwrite)
-    return [bench.table(rows)]
+        bench_report.save(rows, arguments.command, arguments.output, arguments.overwrite)
+    return [bench_report.table(rows)]
 
 
 def add_commands(command: AddCommand) -> None:

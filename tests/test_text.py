@@ -231,11 +231,10 @@ def test_return_dict_false_gives_a_tuple():
     assert torch.equal(out[1], expected.pooler_output)
 
 
-@pytest.mark.parametrize(
-    ("kwargs", "pooled"), [({}, True), ({"add_pooling_layer": True}, True), ({"add_pooling_layer": False}, False)]
-)
+@pytest.mark.parametrize("kwargs", [{}, {"add_pooling_layer": True}, {"add_pooling_layer": False}], ids=str)
 @pytest.mark.parametrize("how", ["class", "config", "initialised", "loaded"])
-def test_pooling_layer(how, kwargs, pooled, tmp_path):
+def test_pooling_layer(how, kwargs, tmp_path):
+    """open_clip 3 passes it, open_clip 4 does not; reading out has no weights, so it is done whatever is passed."""
     (_model() if how == "loaded" else _config()).save_pretrained(tmp_path)
     if how == "class":
         model = DiffCLIPTextModel(_config(), **kwargs)
@@ -244,8 +243,7 @@ def test_pooling_layer(how, kwargs, pooled, tmp_path):
     else:
         model = AutoModel.from_pretrained(tmp_path, **kwargs)
     out = model(TEXTS)
-    assert (out.pooler_output is not None) == pooled
-    assert out.last_hidden_state.shape == (3, 8, 32)
+    assert torch.equal(out.pooler_output, out.last_hidden_state[range(3), TEXTS.argmax(dim=-1)])
     assert "pooler" not in " ".join(model.state_dict())
 
 

@@ -13,8 +13,10 @@ from typing import Any
 
 import open_clip
 from open_clip.hf_configs import arch_dict
+from open_clip.hf_model import register_pooler
 
 from diffclip_openclip.configs import DiffCLIPTextConfig, register_configs
+from diffclip_openclip.pooler import DiffclipTextPooler
 
 _TEXT_ARCH: dict[str, Any] = {
     "config_names": {
@@ -26,7 +28,7 @@ _TEXT_ARCH: dict[str, Any] = {
         "layer_attr": "layers",
         "token_embeddings_attr": "embeddings",
     },
-    "pooler": "cls_pooler",
+    "pooler": "diffclip_text_pooler",
 }
 _lock = threading.Lock()
 
@@ -96,6 +98,7 @@ def register() -> None:
         missing = _missing_configs({path.stem: _resolved_config(path) for path in config_dir().glob("*.json")})
         register_configs()
         _register_text_arch()
+        register_pooler(DiffclipTextPooler)
         if not missing:
             return
         # open_clip takes files only, and reads them at once

@@ -113,7 +113,8 @@ class DiffCLIPTextModel(PreTrainedModel):
 
     Args:
         config: sizes.
-        add_pooling_layer: give ``pooler_output``; open_clip asks for it by this name.
+        add_pooling_layer: accepted and without effect, since reading out has no weights; open_clip passes it, True for
+            its own pooler only.
     """
 
     config: DiffCLIPTextConfig
@@ -126,7 +127,6 @@ class DiffCLIPTextModel(PreTrainedModel):
 
     def __init__(self, config: DiffCLIPTextConfig, add_pooling_layer: bool = True) -> None:
         super().__init__(config)
-        self.add_pooling_layer = add_pooling_layer
         device = torch.get_default_device()
         with torch.device("meta"):  # so that nothing is drawn before _init_weights draws it
             self.embeddings = DiffCLIPTextEmbeddings(config)
@@ -202,13 +202,10 @@ class DiffCLIPTextModel(PreTrainedModel):
             x_BNC = layer(x_BNC)
             hidden_states.append(x_BNC)
         x_BNC = self.ln_final(x_BNC)
-        pooler_output = None
-        if self.add_pooling_layer:
-            end_of_text = input_ids.argmax(dim=-1)
-            pooler_output = x_BNC[torch.arange(x_BNC.shape[0], device=x_BNC.device), end_of_text]
+        end_of_text = input_ids.argmax(dim=-1)
         return BaseModelOutputWithPooling(
             last_hidden_state=x_BNC,
-            pooler_output=pooler_output,
+            pooler_output=x_BNC[torch.arange(x_BNC.shape[0], device=x_BNC.device), end_of_text],
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
         )
 

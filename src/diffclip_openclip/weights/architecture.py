@@ -176,7 +176,7 @@ def _adapter_config(text_config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "context_length": text_config["max_position_embeddings"],
         "vocab_size": text_config["vocab_size"],
-        "hf_pooler_type": "cls_pooler",
+        "hf_pooler_type": "diffclip_text_pooler",
         "hf_proj_type": "linear",
     }
 

@@ -17,7 +17,7 @@ PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 $(INSTALLED): pyproject.toml hatch_build.py $(wildcard src/*.pth src/*.start)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.12 ...")'
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet -e '.[all]'
+	$(RUN) -m pip install --quiet -e '.[all,dev]'
 	touch $@
 
 quickstart: $(INSTALLED)
@@ -32,7 +32,7 @@ test-all: $(INSTALLED)
 test-lowest:
 	test -x $(VENV)-lowest/bin/python || $(PYTHON) -m venv $(VENV)-lowest
 	$(PYTHON) tests/lowest.py pyproject.toml > $(VENV)-lowest/constraints.txt
-	$(VENV)-lowest/bin/python -m pip install --quiet -c $(VENV)-lowest/constraints.txt -e '.[all]'
+	$(VENV)-lowest/bin/python -m pip install --quiet -c $(VENV)-lowest/constraints.txt -e '.[all,dev]'
 	$(MAKE) test VENV=$(VENV)-lowest INSTALLED=
 
 lint: $(INSTALLED)

@@ -145,7 +145,7 @@ def extras() -> set[str]:
 
 def _pip(arguments: list[str]) -> None:
     """Extras that are asked for exist."""
-    assert arguments[0] in ("install", "uninstall", "download")
+    assert arguments[0] in ("install", "uninstall", "wheel")
     for word in arguments[1:]:
         if word.startswith(("diffclip-openclip", ".")):
             asked = Requirement(word.replace(".", "diffclip-openclip", 1) if word.startswith(".") else word).extras

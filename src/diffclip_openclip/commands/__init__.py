@@ -1,4 +1,1 @@
-"""The subcommands of ``diffclip``: arguments here, the work in the modules that they call.
-
-These modules import nothing heavy, so that ``diffclip --help`` is quick.
-"""
+"""The subcommands of ``diffclip``: arguments here, the work in the modules that they call, imported when they run."""

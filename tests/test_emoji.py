@@ -8,7 +8,7 @@ import sys
 import tarfile
 
 import pytest
-from conftest import EMOJI
+from conftest import EMOJI, REPOSITORY
 from PIL import Image
 
 KEY = re.compile(r"(noto|twemoji|openmoji|fluent)_([0-9a-f-]+)(_label|_tags)?")
@@ -114,7 +114,7 @@ def test_images_are_pictures(shards):
 def emoji_scripts(monkeypatch):
     monkeypatch.syspath_prepend(str(EMOJI.parent))
     yield
-    for name in ("build", "report", "quickstart"):
+    for name in ("build", "report", "quickstart", "compare"):
         sys.modules.pop(name, None)
 
 
@@ -144,3 +144,25 @@ def test_build_refuses_a_damaged_package_and_leaves_no_trace(tmp_path):
     (tmp_path / "a-package-1.0.0.tgz").write_bytes(b"cut short")
     with pytest.raises(SystemExit, match=r"is damaged or not a-package@1\.0\.0"):
         build.read_package(tmp_path, package)
+
+
+@pytest.mark.usefixtures("emoji_scripts")
+def test_readme_has_the_figures_of_the_comparison():
+    import compare
+
+    figures = json.loads((REPOSITORY / "benchmarks" / "results" / "emoji-comparison.json").read_text(encoding="utf-8"))
+    assert figures["models"] == compare.MODELS
+    assert all(len(row["values"]) == len(figures["seeds"]) == 3 for row in figures["rows"])
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert compare.as_markdown(figures["rows"]) in readme
+    plain = {(row["split"], row["metric"]): row["values"] for row in figures["rows"] if row["model"] == "CLIP"}
+    for model, stated in (("DiffCLIP†", "in 25"), ("DiffCLIP*", "in 23"), ("DiffCLIP", "in 16")):
+        own = [row for row in figures["rows"] if row["model"] == model]
+        better = [
+            ours > theirs
+            for row in own
+            for ours, theirs in zip(row["values"], plain[row["split"], row["metric"]], strict=True)
+        ]
+        assert len(better) == 27
+        assert f"{model} is above CLIP {stated}" in readme or f"{model} {stated}" in readme
+        assert sum(better) == int(stated.split()[1])

@@ -4,6 +4,7 @@ import re
 import sys
 
 import pytest
+import torch
 from conftest import run_host, train_arguments
 
 FLAGS = {
@@ -43,3 +44,31 @@ def test_trains(flags, train_shard, tmp_path):
     # guessing among 8 pairs is ln 8 = 2.1; SigLIP starts at its logit_bias of -10, so near 10
     assert all(0.0 < loss < (20.0 if "--siglip" in flags else 4.0) for loss in losses), losses
     assert (tmp_path / "logs" / "run" / "checkpoints" / "epoch_1.pt").is_file()
+
+
+# what still trains of a locked tower: the projection, and with one layer or group unlocked the last one
+TRAINED = {
+    ("text", 0): r"text\.proj\.",
+    ("text", 1): r"text\.(proj|transformer\.(layers\.1|ln_final))\.",
+    ("image", 0): r"visual\.head\.",
+    ("image", 1): r"visual\.(head|trunk\.(norm|blocks\.3))\.",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("tower", "unlocked"), TRAINED)
+def test_locked_weights_stay(tower, unlocked, train_shard, tmp_path):
+    """From the first epoch to the second, what trains changes, and nothing else."""
+    command = [sys.executable, "-m", "open_clip_train.main", *train_arguments(train_shard), "--epochs", "2"]
+    command += ["--lr", "1e-3", "--beta1", "0.9", "--beta2", "0.98", "--eps", "1e-8", f"--lock-{tower}"]
+    if unlocked:
+        command += [f"--lock-{tower}-unlocked-{'layers' if tower == 'text' else 'groups'}", "1"]
+    run_host(command, tmp_path)
+    first, second = (
+        torch.load(tmp_path / "logs" / "run" / "checkpoints" / f"epoch_{epoch}.pt", weights_only=True)["state_dict"]
+        for epoch in (1, 2)
+    )
+    changed = {name for name in first if not torch.equal(first[name], second[name])}
+    locked = {name for name in first if name.startswith("text." if tower == "text" else "visual.")}
+    assert changed & locked == {name for name in locked if re.match(TRAINED[tower, unlocked], name)}
+    assert first.keys() - locked <= changed

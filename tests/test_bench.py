@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from conftest import REPOSITORY, run_host
+from conftest import REPOSITORY, run_host, simulates_cuda
 
 from diffclip_openclip import bench
 from diffclip_openclip.cli import main
@@ -85,6 +85,7 @@ print(json.dumps([differential.calls - plain.calls, differential.bytes - plain.b
 """
 
 
+@simulates_cuda
 def test_accelerators_run_no_kernels_over_heads_but_these(tmp_path):
     """Counted in a pass of CUDA tensors without data, under autocast: no copy, nothing in float32."""
     printed = run_host([sys.executable, "-c", COUNT, str(REPOSITORY / "benchmarks")], tmp_path).stdout

@@ -221,7 +221,8 @@ def subtract(out1: torch.Tensor, out2: torch.Tensor, lambda_: torch.Tensor) -> t
 
 
 def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
-    if torch.amp.is_autocast_available(device_type):
+    # torch.compile of torch 2.7 cannot ask, and compiles for no device without it
+    if torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()
 

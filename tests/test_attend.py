@@ -12,12 +12,11 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from conftest import EMOJI, REPOSITORY
+from conftest import EMOJI, REPOSITORY, run_python
 from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from diffclip_openclip.evaluation.model import load_model
 from diffclip_openclip.explain.attend import attend
 from diffclip_openclip.explain.lambda_report import layers_figure as lambdas_figure
 from diffclip_openclip.explain.lambda_report import show_lambdas, training_figure
@@ -30,6 +29,7 @@ from diffclip_openclip.explain.pictures import heat, overlay, relevance_figure
 from diffclip_openclip.explain.relevance import Relevance, relevance
 from diffclip_openclip.explain.towers import Tokens
 from diffclip_openclip.explain.views import read_image, view
+from diffclip_openclip.loading import load_model
 
 MODELS = ("CLIP-nano-baseline", "DiffCLIP-nano", "DiffCLIP-V2-nano")
 TEXTS = ["a mug", "</script> costs $5 & $6"]
@@ -72,16 +72,16 @@ def _rgb(image):
     return np.asarray(image).reshape(-1, 3).tolist()
 
 
-def test_transparency_lies_on_white(tmp_path):
+def test_what_is_transparent_shows_its_colour_as_in_training_and_evaluation(tmp_path):
     Image.new("RGBA", (2, 2), (255, 0, 0, 128)).save(tmp_path / "rgba.png")
     Image.new("LA", (2, 2), (10, 0)).save(tmp_path / "la.png")
     palette = Image.new("P", (2, 2), 1)
     palette.putpalette([0, 0, 0, 1, 2, 3])
     palette.save(tmp_path / "p.png", transparency=1)
     palette.save(tmp_path / "opaque.png")
-    assert _rgb(read_image(tmp_path / "rgba.png"))[0] == [255, 127, 127]
-    assert _rgb(read_image(tmp_path / "la.png"))[0] == [255, 255, 255]
-    assert _rgb(read_image(tmp_path / "p.png"))[0] == [255, 255, 255]
+    assert _rgb(read_image(tmp_path / "rgba.png"))[0] == [255, 0, 0]
+    assert _rgb(read_image(tmp_path / "la.png"))[0] == [10, 10, 10]
+    assert _rgb(read_image(tmp_path / "p.png"))[0] == [1, 2, 3]
     assert _rgb(read_image(tmp_path / "opaque.png"))[0] == [1, 2, 3]
 
 
@@ -118,11 +118,13 @@ def test_bad_images_are_refused(tmp_path, monkeypatch):
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:900])
     (tmp_path / "text.jpg").write_text("no image")
     Image.new("F", (3, 3)).save(tmp_path / "float.tif")
+    Image.new("I", (3, 3)).save(tmp_path / "long.tif")
     Image.new("L", (1000, 9)).save(tmp_path / "strip.png")
     for name, message in {
         "cut.png": "cut short or damaged",
         "text.jpg": "is no image that Pillow can read",
-        "float.tif": "floating-point pixels",
+        "float.tif": "its pixels are floating-point numbers",
+        "long.tif": "its pixels are integers of 32 bits",
         "strip.png": "has 1000 x 9 pixels; one side may be at most 100 times",
     }.items():
         with pytest.raises(ValueError, match=message) as error:
@@ -504,6 +506,14 @@ def test_attend_refuses_what_cannot_be_before_models_are_loaded(photo, tmp_path,
     assert out.read_text() == "mine"
 
 
+def test_attend_needs_nothing_of_the_evaluation(tmp_path):
+    """Whose packages are another extra."""
+    code = "import sys, diffclip_openclip.explain.attend, diffclip_openclip.explain.score\nprint(*sys.modules)"
+    loaded = run_python(code, tmp_path).split()
+    assert "diffclip_openclip.loading" in loaded
+    assert not [name for name in loaded if name.startswith(("diffclip_openclip.evaluation", "webdataset"))]
+
+
 def test_attend_leaves_nothing_behind_when_it_fails(specs, photo, tmp_path):
     out = tmp_path / "out.png"
     with pytest.raises(ValueError, match="method is 'magic'"):
@@ -554,8 +564,6 @@ def test_lambdas_over_a_run(specs, tmp_path):
     assert lines[-1] == str(tmp_path / "run.png")
     with Image.open(tmp_path / "run.png") as image:
         assert image.width > 1000
-    with pytest.raises(ValueError, match="leave out 'dynamic'"):
-        show_lambdas(str(run), variant="dynamic")
 
 
 def test_lambda_plots_show_the_values(specs, tmp_path):

@@ -9,6 +9,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from clip_benchmark.datasets.builder import build_dataset
 from conftest import EMOJI, plain_environment, read_tar
@@ -108,16 +109,12 @@ def test_same_data_gives_the_same_bytes(tmp_path):
         ("JPEG", "CMYK", "jpg"),
         ("PNG", "P", "png"),
         ("PNG", "RGBA", "png"),
-        ("PNG", "I;16", "png"),
         ("WEBP", "RGBA", "webp"),
     ],
 )
 def test_files_in_the_readers_formats_keep_their_bytes(tmp_path, form, mode, extension):
     path = tmp_path / "image.dat"  # the content counts, not the name
-    if mode == "I;16":
-        Image.new(mode, (3, 2), 40_000).save(path, form)
-    else:
-        save(path, pictures(1)[0], form, mode)
+    save(path, pictures(1)[0], form, mode)
     assert encode(path) == (extension, path.read_bytes())
     Split(tmp_path, "one", "test").write([classified(path, 0)], 1, METADATA)
     [(read, _)] = read_back(tmp_path, "one", "test")
@@ -133,6 +130,23 @@ def test_other_formats_become_png_with_the_same_pixels(tmp_path, form, mode):
     with Image.open(path) as original, Image.open(io.BytesIO(data)) as encoded:
         assert (encoded.format, encoded.mode) == ("PNG", "RGB")
         assert pixels(encoded) == pixels(original)
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_greys_of_sixteen_bits_keep_their_range(tmp_path, form):
+    """Readers would clip them at 255 of 65,535."""
+    path = tmp_path / "image.dat"
+    Image.fromarray(np.arange(0, 65536, 257, dtype=np.uint16)[None]).save(path, form)
+    Split(tmp_path, "one", "test").write([classified(path, 0)], 1, METADATA)
+    [(read, _)] = read_back(tmp_path, "one", "test")
+    assert np.asarray(read).tolist() == [[[grey] * 3 for grey in range(256)]]
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("F", "floating-point numbers"), ("I", "integers of 32 bits")])
+def test_pixels_of_unknown_range_are_refused(tmp_path, mode, kind):
+    Image.new(mode, (3, 2), 1).save(tmp_path / "image.tif")
+    with pytest.raises(ValueError, match=rf"image\.tif: its pixels are {kind}, whose range is not known"):
+        encode(tmp_path / "image.tif")
 
 
 def _cut(path, share):
@@ -213,16 +227,30 @@ def test_complete_split_stays_until_overwrite(tmp_path):
     assert (tmp_path / "mine" / "classnames.txt").read_text() == "a\nb\n"
 
 
-@pytest.mark.parametrize("damage", ["0.tar", "nshards.txt"])
-def test_incomplete_split_is_neither_kept_nor_replaced_unasked(tmp_path, damage):
+def test_incomplete_split_is_neither_kept_nor_replaced_unasked(tmp_path):
     source = tmp_path / "source"
     save(source / "a" / "0.jpg", pictures(1)[0])
     folders.convert("mine", source, tmp_path)
-    (tmp_path / "mine" / "test" / damage).unlink()
+    (tmp_path / "mine" / "test" / "0.tar").unlink()
     with pytest.raises(FileExistsError, match="--overwrite"):
         folders.convert("mine", source, tmp_path)
     folders.convert("mine", source, tmp_path, overwrite=True)
     assert len(read_back(tmp_path, "mine", "test")) == 1
+
+
+@pytest.mark.parametrize("change", ["a file more", "no nshards.txt"])
+def test_folders_that_are_no_split_are_never_replaced(tmp_path, change):
+    source, split = tmp_path / "source", tmp_path / "mine" / "test"
+    save(source / "a" / "0.jpg", pictures(1)[0])
+    folders.convert("mine", source, tmp_path)
+    if change == "a file more":
+        (split / "notes.txt").write_text("kept")
+    else:
+        (split / "nshards.txt").unlink()
+    before = tree(tmp_path)
+    with pytest.raises(FileExistsError, match="is not just a split of a data set"):
+        folders.convert("mine", source, tmp_path, overwrite=True)
+    assert tree(tmp_path) == before
 
 
 def test_splits_of_other_classes_or_kinds_do_not_mix(tmp_path):
@@ -532,7 +560,7 @@ def test_mmvp_missing_files(tmp_path):
 
 
 def test_docs_have_every_data_set_of_the_suite_with_its_size():
-    from diffclip_openclip.data.published import size_note
+    from diffclip_openclip.evaluation.published import size_note
 
     docs = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
     rows = {line.split("|")[1].strip(" `"): line for line in docs.splitlines() if line.startswith("| `")}

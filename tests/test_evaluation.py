@@ -2,6 +2,8 @@
 
 import http.server
 import json
+import math
+import operator
 import shutil
 import subprocess
 import sys
@@ -9,19 +11,31 @@ import threading
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import torch
-from conftest import plain_environment, read_tar, run_host, script, write_tar
+from clip_benchmark.datasets.builder import build_dataset
+from conftest import EMOJI, plain_environment, read_tar, run_host, run_python, script, write_tar
 from evaluation_data import build_suite
+from hub_stand_in import HubStandIn
+from PIL import Image
 
 from diffclip_openclip.cli import main
-from diffclip_openclip.evaluation import mmvp, runner, zeroshot
+from diffclip_openclip.evaluation import mmvp, zeroshot
 from diffclip_openclip.evaluation.compute import Compute
 from diffclip_openclip.evaluation.features import backbone, extract, read_shard
-from diffclip_openclip.evaluation.layout import Place, fingerprint, locate
-from diffclip_openclip.evaluation.model import load_model
-from diffclip_openclip.evaluation.suite import DATA_SETS, DataSet, find_data_set
+from diffclip_openclip.evaluation.layout import Place
+from diffclip_openclip.evaluation.layout import locate as locate_splits
+from diffclip_openclip.evaluation.plan import plan
+from diffclip_openclip.evaluation.suite import DATA_SETS, ZERO_SHOT, find_data_set
+from diffclip_openclip.explain.views import read_image
+from diffclip_openclip.loading import load_model
+from diffclip_openclip.model_spec import ModelSpec, architecture_of_spec, parse_spec
+from diffclip_openclip.report.entries import our_entries
+from diffclip_openclip.report.models import read_models
+from diffclip_openclip.report.paper import load_paper
+from diffclip_openclip.weights.directory import write_place
 
 LIMIT = 10  # images a class
 
@@ -56,6 +70,17 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def directory(tmp_path_factory) -> Path:
+    """A model directory of other weights and another lambda_init."""
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("directories")
+    torch.save(open_clip.create_model("DiffCLIP-nano-dynamic").state_dict(), folder / "weights.pt")
+    command = ["convert", str(folder / "weights.pt"), str(folder / "DYNAMIC"), "--preprocess", "slip"]
+    assert main([*command, "--variant", "dynamic"]) == 0
+    return folder / "DYNAMIC"
+
+
+@pytest.fixture(scope="session")
 def spec(checkpoint) -> str:
     return f"DiffCLIP-nano,{checkpoint}"
 
@@ -74,7 +99,11 @@ def results(suite, spec, tmp_path_factory) -> Path:
 
 
 def _arguments(spec, data, output) -> list[str]:
-    return ["--model", spec, "--data", str(data), "--suite", "paper", "--output", str(output), "--workers", "1"]
+    return ["--model", spec, "--data", str(data), "--output", str(output), "--workers", "1"]
+
+
+def locate(data_set, roots) -> Place | None:
+    return locate_splits(data_set.name, data_set.splits, roots)
 
 
 def _files(results: Path) -> list[Path]:
@@ -104,9 +133,9 @@ class TestModel:
     def test_hash_follows_weights_architecture_and_preprocessing(self, loaded, checkpoint, tmp_path):
         same = shutil.copytree(checkpoint.parents[1], tmp_path / "copy") / "checkpoints" / "epoch_2.pt"
         assert load_model(f"DiffCLIP-nano,{same}").sha256 == loaded.sha256
-        hashes = {loaded.sha256, load_model(f"DiffCLIP-nano-dynamic,{checkpoint}").sha256}  # lambda_init is no weight
         (tmp_path / "copy" / "params.txt").unlink()
-        hashes.add(load_model(f"DiffCLIP-nano,{same}").sha256)
+        hashes = {loaded.sha256, load_model(f"DiffCLIP-nano,{same}").sha256}
+        hashes.add(load_model(f"DiffCLIP-nano-dynamic,{same}").sha256)  # lambda_init is no weight
         state = torch.load(checkpoint, weights_only=True)
         state["state_dict"]["logit_scale"] += 1
         torch.save(state, same)
@@ -121,20 +150,116 @@ class TestModel:
             ("DiffCLIP-nano,none.pt", FileNotFoundError, "neither a file nor a pretrained tag"),
             ("ViT-B-32,laion9", FileNotFoundError, "its tags: openai"),
             ("local-dir:/none", FileNotFoundError, "no directory /none"),
-            ("local-dir:/tmp,openai", ValueError, "brings its own weights"),
+            ("local-dir:/tmp,openai", ValueError, "local-dir:/tmp brings its own weights; leave out 'openai'$"),
+            ("hf-hub:a/b,openai", ValueError, "hf-hub:a/b brings its own weights; leave out 'openai'$"),
+            ("local-dir:", ValueError, "Empty path"),
+            ("/tmp", ValueError, "no model '/tmp'; it is a directory, so give local-dir:/tmp"),
+            (__file__, ValueError, f"it is a file, so give the model that it is of, too: NAME,{__file__}"),
+            ("hf://a/b", ValueError, "no model 'hf://a/b'; give hf-hub:a/b if .* diffclip convert hf://a/b DIR"),
+            ("./DiffCLIP-nano", ValueError, r"no model '\./DiffCLIP-nano'; near: DiffCLIP-nano"),
         ],
     )
     def test_names_that_lead_nowhere(self, spec, error, message):
         with pytest.raises(error, match=message):
+            parse_spec(spec)
+        with pytest.raises(error, match=message):
             load_model(spec)
 
+    @pytest.mark.parametrize("place", ["OUT", "OUT/", "./OUT/.", "{}/OUT/", "my, OUT"])
+    def test_a_directory_is_called_by_its_name(self, directory, place, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        for name in ("OUT", "my, OUT"):
+            shutil.copytree(directory, name)
+            write_place(Path(name))
+        spec = f"local-dir:{place.format(tmp_path)}"
+        assert parse_spec(spec).label == load_model(spec).label == place.strip("./").rpartition("/")[2]
+
+    def test_a_checkpoint_behind_a_directory(self, directory, checkpoint):
+        """Of a run that started from it, say."""
+        with pytest.raises(ValueError, match="brings its own weights") as error:
+            parse_spec(f"local-dir:{directory},{checkpoint}")
+        assert f"name its architecture, DiffCLIP-nano-dynamic,{checkpoint}; or make" in str(error.value)
+        assert f"diffclip convert {checkpoint} DIR" in str(error.value)
+
+    def test_a_directory_that_was_copied_or_moved(self, directory, tmp_path):
+        """open_clip would take the text tower's lambda_init from the original."""
+        copy = shutil.copytree(directory, tmp_path / "copy")
+        with pytest.raises(ValueError, match=f"copied from .*diffclip convert {copy} {copy}"):
+            load_model(f"local-dir:{copy}")
+        write_place(copy)
+        assert load_model(f"local-dir:{copy}").sha256 == load_model(f"local-dir:{directory}").sha256
+        copy.rename(tmp_path / "moved")
+        with pytest.raises(ValueError, match="moved"):
+            load_model(f"local-dir:{tmp_path / 'moved'}")
+
+    def test_a_directory_without_weights(self, directory, tmp_path):
+        copy = shutil.copytree(directory, tmp_path / "copy")
+        write_place(copy)
+        (copy / "open_clip_model.safetensors").unlink()
+        with pytest.raises(ValueError, match="cannot be loaded"):
+            load_model(f"local-dir:{copy}")
+
+    def test_a_runs_checkpoint_by_another_name_than_the_runs(self, checkpoint, directory, tmp_path):
+        run = shutil.copytree(checkpoint.parents[1], tmp_path / "run")
+        path, params = run / "checkpoints" / "epoch_2.pt", run / "params.txt"
+        with pytest.raises(ValueError, match=r"is of DiffCLIP-nano, not of DiffCLIP-nano-dynamic; name that model"):
+            load_model(f"DiffCLIP-nano-dynamic,{path}")
+        params.write_text(f"model: local-dir:{directory}\n")
+        parse_spec(f"DiffCLIP-nano-dynamic,{path}")  # the directory's architecture
+        for name, wrong in {
+            f"local-dir:{directory}": "DiffCLIP-nano",
+            "local-dir:/gone": "DiffCLIP-nano-dynamic",  # nothing tells whether it is
+            "hf-hub:owner/model": "DiffCLIP-nano",
+            "my-own": "DiffCLIP-nano",
+        }.items():
+            params.write_text(f"model: {name}\n")
+            with pytest.raises(ValueError, match=f"is of {name}, not of {wrong}; .*diffclip convert"):
+                parse_spec(f"{wrong},{path}")
+        params.write_text("model: ViT-B/32\n")
+        parse_spec(f"ViT-B-32,{path}")
+
+    def test_architecture_is_that_of_the_weights(self, directory, loaded, tmp_path):
+        assert loaded.architecture == "DiffCLIP-nano"
+        assert load_model(f"local-dir:{directory}").architecture == "DiffCLIP-nano-dynamic"
+        other = shutil.copytree(directory, tmp_path / "other")
+        config = json.loads((other / "config.json").read_text()) | {"intermediate_size": 64}
+        (other / "config.json").write_text(json.dumps(config))
+        assert architecture_of_spec(ModelSpec(f"local-dir:{other}")) is None
+
+    def test_architecture_of_a_model_on_the_hub(self, directory, tmp_path):
+        with HubStandIn(tmp_path / "hub") as hub:
+            environment = hub.environment(tmp_path / "home", token=hub.token)
+            run_host([script("diffclip"), "push", str(directory), "owner/repo"], tmp_path, **environment)
+            code = (
+                "from diffclip_openclip.loading import load_model\n"
+                "model = load_model('hf-hub:owner/repo')\n"
+                "print(model.architecture, model.label, model.sha256)"
+            )
+            printed = run_python(code, tmp_path, **environment).split()
+        assert printed[-3:] == ["DiffCLIP-nano-dynamic", "repo", load_model(f"local-dir:{directory}").sha256]
+
     def test_weights_of_another_model(self, checkpoint, tmp_path):
+        bare = shutil.copy(checkpoint, tmp_path / "bare.pt")
         with pytest.raises(ValueError, match="cannot be loaded; are these weights that model's"):
-            load_model(f"CLIP-nano-baseline,{checkpoint}")
+            load_model(f"CLIP-nano-baseline,{bare}")
         cut = tmp_path / "cut.pt"
         cut.write_bytes(checkpoint.read_bytes()[:100_000])
         with pytest.raises(ValueError, match="cannot be loaded"):
             load_model(f"DiffCLIP-nano,{cut}")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "the batch size is 0; it must be 1 or more"),
+        ({"workers": -1}, "there are to be -1 workers"),
+        ({"device": "mps"}, "torch finds no device 'mps' here"),
+    ],
+)
+def test_settings_that_cannot_be(settings, message, monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=message):
+        Compute(**settings)
 
 
 class TestLayout:
@@ -146,6 +271,11 @@ class TestLayout:
         assert locate(dtd, [str(tmp_path)]) is None
         assert locate(dtd, [str(tmp_path), str(suite)]).base == f"{suite}/dtd"
         assert locate(dtd, [f"{suite}/{{dataset}}"]).shards == {"train": 1, "val": 1, "test": 1}
+
+    def test_braces_in_a_root(self, suite, tmp_path):
+        (tmp_path / "{y}").symlink_to(suite)
+        root = str(tmp_path / "{y}")
+        assert locate(find_data_set("dtd"), [f"{root}/{{dataset}}"]).base == f"{root}/dtd"
 
     def test_shards_that_nshards_promises(self, suite, tmp_path):
         shutil.copytree(suite / "pets", tmp_path / "pets")
@@ -167,10 +297,10 @@ class TestLayout:
         pets, memory = find_data_set("pets"), tmp_path / "memory"
 
         def value():
-            return fingerprint(locate(pets, [str(copy.parent)]), memory)
+            return locate(pets, [str(copy.parent)]).fingerprint(memory)
 
         first = value()
-        assert first == fingerprint(locate(pets, [str(suite)]), tmp_path / "other")
+        assert first == locate(pets, [str(suite)]).fingerprint(tmp_path / "other")
         (copy / "test" / "0.tar").touch()
         assert value() == first
         names = copy / "classnames.txt"
@@ -187,9 +317,9 @@ class TestLayout:
             root = f"http://127.0.0.1:{server.server_port}/{{dataset}}"
             place = locate(find_data_set("pets"), [root])
             assert place.class_names[0] == "bird"
-            assert locate(DataSet("nothing", "", (), ("test",)), [root]) is None
+            assert locate_splits("nothing", ["test"], [root]) is None
             remote = extract(loaded, place, "test", Compute(workers=0), tmp_path)
-            assert fingerprint(place, tmp_path) == fingerprint(place, tmp_path)
+            assert place.fingerprint(tmp_path) == place.fingerprint(tmp_path)
             server.shutdown()
         local = extract(loaded, locate(find_data_set("pets"), [str(suite)]), "test", Compute(), tmp_path)
         assert torch.equal(remote.features, local.features)
@@ -241,6 +371,29 @@ class TestFeatures:
         assert torch.equal(parts.labels, whole.labels)
         torch.testing.assert_close(parts.features, whole.features, atol=1e-5, rtol=1e-5)
 
+    def test_images_are_clip_benchmarks_and_the_ones_that_attend_shows(self, tmp_path):
+        """But for greys of 16 bits, which Pillow's own conversion clips."""
+        rng = np.random.default_rng(0)
+        greys = Image.fromarray(np.array([[0, 257 * 100, 257 * 200, 65535]], dtype=np.uint16))
+        pictures = [greys] + [
+            Image.fromarray(rng.integers(0, 256, (5, 4, channels), dtype=np.uint8).squeeze())
+            for channels in (4, 2, 3, 1)
+        ]
+        files = []
+        for index, picture in enumerate(pictures):
+            picture.save(tmp_path / f"{index}.png")
+            files += [(f"{index}.png", (tmp_path / f"{index}.png").read_bytes()), (f"{index}.cls", b"0")]
+        write_tar(tmp_path / "one" / "test" / "0.tar", files)
+        (tmp_path / "one" / "test" / "nshards.txt").write_text("1")
+        (tmp_path / "one" / "classnames.txt").write_text("a\n")
+        (tmp_path / "one" / "zeroshot_classification_templates.txt").write_text("{c}\n")
+        shard = str(tmp_path / "one" / "test" / "0.tar")
+        ours = [np.asarray(image).tolist() for image, _ in read_shard(shard, ("cls",), lambda image: image)]
+        theirs = build_dataset("wds/one", str(tmp_path / "one"), lambda image: image, "test")
+        assert ours[1:] == [np.asarray(image).tolist() for image, _ in theirs][1:]
+        assert ours[0] == [[[grey] * 3 for grey in (0, 100, 200, 255)]]
+        assert ours == [np.asarray(read_image(tmp_path / f"{index}.png")).tolist() for index in range(5)]
+
     @pytest.mark.parametrize("workers", [0, 1])
     def test_a_broken_shard_is_named_and_nothing_of_it_kept(self, loaded, suite, tmp_path, workers):
         shutil.copytree(suite / "pets", tmp_path / "pets")
@@ -261,12 +414,13 @@ class TestTasks:
         """The same numbers as its command, which takes a data set's own templates."""
         root = shutil.copytree(suite / "imagenet-r", tmp_path / "imagenet-r")
         plain = shutil.copy(checkpoint, tmp_path / "plain.pt")  # clip_benchmark does not read params.txt
-        ours = zeroshot.classify(
+        ours, count = zeroshot.classify(
             load_model(f"DiffCLIP-nano,{plain}"),
             locate(find_data_set("imagenet-r"), [str(tmp_path)]),
             Compute(),
             tmp_path / "memory",
         )
+        assert count == LIMIT * len((root / "classnames.txt").read_text().splitlines())
         for name, templates in zeroshot.TEMPLATES.items():
             (root / "zeroshot_classification_templates.txt").write_text("\n".join(templates))
             command = [script("clip_benchmark"), "eval", "--model", "DiffCLIP-nano", "--pretrained", str(plain)]
@@ -285,25 +439,53 @@ class TestTasks:
         with pytest.raises(ValueError, match=r"its classnames\.txt 2 lines"):
             zeroshot.classify(loaded, locate(find_data_set("imagenet-r"), [str(tmp_path)]), Compute(), tmp_path)
 
-    def test_recall_by_brute_force(self, loaded, suite):
+    @pytest.mark.parametrize("precision", ["fp32", "amp_bf16"])
+    def test_recall_by_brute_force(self, loaded, suite, precision):
         place = locate(find_data_set("flickr8k"), [str(suite)])
-        metrics = zeroshot.retrieve(loaded, place, Compute(workers=1))
+        compute = Compute(workers=1, batch_size=1000, precision=precision)
+        metrics, count = zeroshot.retrieve(loaded, place, compute)
+        assert count == 8 * LIMIT
         samples = list(read_shard(place.shard("test", 0), ("txt",), loaded.preprocess))
         owner = [i for i, (_, text) in enumerate(samples) for _ in text.splitlines()]
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision != "fp32"):
             images = loaded.model.encode_image(torch.stack([image for image, _ in samples]), normalize=True)
             captions = [line for _, text in samples for line in text.splitlines()]
             texts = loaded.model.encode_text(loaded.tokenizer(captions), normalize=True)
-        scores = (texts @ images.t()).tolist()
-        for k in (1, 5, 10):
-            found = [sum(s > row[i] for s in row) < k for row, i in zip(scores, owner, strict=True)]
-            assert metrics[f"image_retrieval_recall@{k}"] == pytest.approx(sum(found) / len(found))
+            scores = (texts @ images.t()).tolist()
+        columns = [list(column) for column in zip(*scores, strict=True)]
+
+        def recall(k, rows, owns, ahead):
+            """Share of rows of which one of their own is among the k best; ``ahead`` decides between equals."""
             hits = 0
-            for i in range(len(samples)):
-                column = [row[i] for row in scores]
-                best = max(score for score, own in zip(column, owner, strict=True) if own == i)
-                hits += sum(score > best for score in column) < k
-            assert metrics[f"text_retrieval_recall@{k}"] == pytest.approx(hits / len(samples))
+            for row, own in zip(rows, owns, strict=True):
+                others = [score for at, score in enumerate(row) if at not in own]
+                hits += sum(ahead(score, max(row[at] for at in own)) for score in others) < k
+            return hits / len(rows)
+
+        captions_of = [[at for at, own in enumerate(owner) if own == i] for i in range(len(samples))]
+        for k in (1, 5, 10):
+            for kind, rows, owns in (("image", scores, [[i] for i in owner]), ("text", columns, captions_of)):
+                value = metrics[f"{kind}_retrieval_recall@{k}"]
+                least, most = (recall(k, rows, owns, ahead) for ahead in (operator.ge, operator.gt))
+                assert 0 < least - 1e-6 < value < most + 1e-6
+                assert least == most or precision != "fp32"  # in bfloat16 many scores are equal
+
+    @pytest.mark.parametrize(
+        ("images", "captions", "known"), [(7, 2, (1, 5)), (3, 2, (1,)), (4, 3, (1,)), (10, 1, (1, 5, 10))]
+    )
+    def test_retrieval_among_fewer_than_ten(self, loaded, suite, tmp_path, images, captions, known):
+        """Recall@10 of seven images is nothing."""
+        files = read_tar(suite / "flickr8k" / "test" / "0.tar", 2 * images)
+        texts = [(name, b"\n".join([data.splitlines()[0]] * captions)) for name, data in files if name.endswith("txt")]
+        pictures = [file for file in files if not file[0].endswith("txt")]
+        write_tar(tmp_path / "few" / "test" / "0.tar", sorted(pictures + texts))
+        (tmp_path / "few" / "test" / "nshards.txt").write_text("1")
+        place = locate_splits("few", ["test"], [str(tmp_path)])
+        metrics, count = zeroshot.retrieve(loaded, place, Compute(workers=0, batch_size=4))
+        assert count == images
+        finite = {name for name, value in metrics.items() if math.isfinite(value)}
+        assert len(metrics) == 6
+        assert finite == {f"{kind}_retrieval_recall@{k}" for kind in ("image", "text") for k in known}
 
     def test_a_pair_counts_only_if_both_texts_choose_their_own_image(self):
         similarity = torch.tensor(
@@ -312,7 +494,8 @@ class TestTasks:
         assert mmvp.pair_hits(similarity.float()).tolist() == [True, False, False, False, False]
 
     def test_mmvp_means_by_hand(self, loaded, suite):
-        metrics = mmvp.evaluate(loaded, locate(find_data_set("mmvp"), [str(suite)]), Compute())
+        metrics, count = mmvp.evaluate(loaded, locate(find_data_set("mmvp"), [str(suite)]), Compute())
+        assert count == 9 * 4 * 2
         shares = metrics["patterns"]
         assert len(shares) == 9
         assert metrics["mean_9"] == pytest.approx(sum(shares.values()) / 9)
@@ -335,7 +518,17 @@ class TestCommand:
         assert len(entries) == expected == 32
         for entry in entries.values():
             assert entry["label"] == "DiffCLIP-nano a-run epoch_2"
-            assert entry.keys() >= {"dataset", "model", "pretrained", "task", "metrics", "language", "versions", "seed"}
+            assert entry.keys() >= {
+                "dataset",
+                "model",
+                "pretrained",
+                "task",
+                "metrics",
+                "language",
+                "versions",
+                "images",
+            }
+            assert ("seed" in entry) == (entry["task"] in ("linear_probe", "few_shot"))
             assert len(entry["checkpoint_sha256"]) == len(entry["dataset_sha256"]) == 64
             values = [v for v in entry["metrics"].values() if isinstance(v, float)]
             assert values or entry["task"] == "mmvp"
@@ -411,6 +604,41 @@ class TestCommand:
         assert f"{missing} (docs/data.md)" in lines
         assert not (tmp_path / "RESULTS").exists()
 
+    def test_dry_run_says_what_is_there(self, results, some, spec, capsys):
+        assert main(["evaluate", *_arguments(spec, some, results), "--dry-run", "--seed", "1"]) == 0
+        lines = capsys.readouterr().out.splitlines()[:5]
+        found = {line.partition(" on ")[2].split()[0]: line.rpartition("data: ")[2] for line in lines}
+        assert found["imagenet-r"] == "zeroshot_classification"
+        assert f"; in {results}, if of the same weights and data: mmvp" in next(
+            line for line in lines if "mmvp" in line
+        )
+        assert not any(found[name].startswith("linear") for name in ("dtd", "pets"))  # these have a seed
+        assert main(["evaluate", *_arguments(spec, some, results), "--dry-run", "--precision", "amp_bf16"]) == 0
+        assert "if of the same" not in capsys.readouterr().out
+
+    @pytest.mark.parametrize("wrong", ["NOSUCH", "local-dir:{},x", "DiffCLIP-nano-dynamic,{}/checkpoints/epoch_2.pt"])
+    @pytest.mark.parametrize("more", [[], ["--dry-run"]])
+    def test_a_wrong_model_is_told_before_anything_runs(self, some, spec, checkpoint, wrong, more, tmp_path, capsys):
+        arguments = _arguments(spec, some, tmp_path / "RESULTS")
+        assert main(["evaluate", *arguments, *more, "--model", wrong.format(checkpoint.parents[1])]) == 2
+        captured = capsys.readouterr()
+        assert "diffclip evaluate: error: " in captured.err
+        assert captured.out == ""
+        assert not (tmp_path / "RESULTS").exists()
+
+    def test_a_model_that_cannot_be_loaded_does_not_stop_the_others(self, suite, spec, checkpoint, tmp_path, capsys):
+        for name in ("mmvp", "flickr8k"):
+            shutil.copytree(suite / name, tmp_path / "data" / name)
+        cut = tmp_path / "cut.pt"
+        cut.write_bytes(checkpoint.read_bytes()[:100_000])
+        arguments = _arguments(f"DiffCLIP-nano,{cut}", tmp_path / "data", tmp_path / "RESULTS")
+        assert main(["evaluate", *arguments, "--model", spec]) == 2
+        captured = capsys.readouterr()
+        assert "2 of 4 failed" in captured.err
+        assert f"{cut} cannot be loaded" in captured.err
+        assert captured.out.count("failed: ") == 1
+        assert {path.stem for path in _files(tmp_path / "RESULTS")} == {"mmvp", "flickr8k"}
+
     def test_no_data_at_all(self, spec, tmp_path, capsys):
         assert main(["evaluate", *_arguments(spec, tmp_path, tmp_path / "RESULTS")]) == 2
         assert "has none of the paper's data sets; see docs/data.md" in capsys.readouterr().err
@@ -423,20 +651,158 @@ class TestCommand:
         assert "1 of 3 failed" in capsys.readouterr().err
         assert {path.stem for path in (tmp_path / "RESULTS").rglob("*.json")} == {"mmvp", "flickr8k"}
 
-    def test_bfloat16_is_another_result(self, results, suite, spec, tmp_path):
-        shutil.copytree(suite / "flickr8k", tmp_path / "data" / "flickr8k")
+    def test_bfloat16_and_another_seed_are_other_results(self, results, some, spec, tmp_path, capsys):
         copy = shutil.copytree(results, tmp_path / "RESULTS")
-        assert main(["evaluate", *_arguments(spec, tmp_path / "data", copy), "--precision", "amp_bf16"]) == 0
-        (path,) = copy.rglob("flickr8k.json")
-        entry, before = json.loads(path.read_text()), json.loads(next(results.rglob("flickr8k.json")).read_text())
-        assert (entry["precision"], before["precision"]) == ("amp_bf16", "fp32")
-        for key, value in before["metrics"].items():
-            assert abs(entry["metrics"][key] - value) < 0.15
+        before = {path: path.read_bytes() for path in _files(copy)}
+        assert main(["evaluate", *_arguments(spec, some, copy), "--seed", "1"]) == 0
+        assert {path: path.read_bytes() for path in before} == before
+        new = {path.relative_to(path.parents[1]).as_posix() for path in _files(copy) if path not in before}
+        assert new == {f"{task}/{name}_seed1.json" for task in ("linear_probe", "few_shot") for name in ("dtd", "pets")}
+        arguments = [*_arguments(spec, some, copy), "--precision", "amp_bf16"]
+        assert main(["evaluate", *arguments, "--dataset", "flickr8k", "--dataset", "imagenet-r"]) == 0
+        assert {path: path.read_bytes() for path in before} == before
+        other = {path.stem: json.loads(path.read_text()) for path in copy.glob("*/*/*_amp_bf16.json")}
+        assert sorted(other) == ["flickr8k_amp_bf16", "imagenet-r_openai-80_amp_bf16", "imagenet-r_paper-7_amp_bf16"]
+        assert {entry["precision"] for entry in other.values()} == {"amp_bf16"}
+        assert all("seed" not in entry for entry in other.values())
+        assert main(["report", str(copy), "--output", str(tmp_path / "REPORT")]) == 0
+        table = (tmp_path / "REPORT" / "tables" / "table1.md").read_text()
+        assert "| DiffCLIP-nano a-run epoch_2 (fp32, seed 0) |" in table
+        assert "| DiffCLIP-nano a-run epoch_2 (fp32, seed 1) |" in table
+        table = (tmp_path / "REPORT" / "tables" / "table2.md").read_text()
+        assert "| DiffCLIP-nano a-run epoch_2 (amp_bf16) |" in table
+
+    def test_bfloat16_gives_nearly_the_same_features(self, loaded, suite, tmp_path):
+        place = locate(find_data_set("pets"), [str(suite)])
+        exact, rounded = (
+            extract(loaded, place, "test", Compute(workers=0, precision=precision), tmp_path).features
+            for precision in ("fp32", "amp_bf16")
+        )
+        assert not torch.equal(exact, rounded)
+        assert ((exact - rounded).norm() / exact.norm()).item() < 0.02  # bfloat16 has 8 bits
+
+    def test_results_say_how_much_of_the_data_there_was(self, results, some, spec, tmp_path, capsys):
+        entries = {entry["task"] + entry["dataset"]: entry for entry in _metrics(results).values()}
+        assert entries["few_shotdtd"]["images"].keys() == {"train", "val", "test"}
+        assert entries["linear_probepets"]["images"].keys() == {"train", "test"}
+        assert entries["zeroshot_retrievalflickr8k"]["images"] == {"test": 8 * LIMIT}
+        assert entries["mmvpmmvp"]["images"] == {"test": 72}
+        assert main(["evaluate", *_arguments(spec, some, results), "--task", "mmvp"]) == 0
+        (line,) = filter(None, capsys.readouterr().out.splitlines())
+        assert line.endswith("; warning: not of the published size (test 72 images instead of 270)")
+        assert main(["report", str(results), "--output", str(tmp_path / "REPORT")]) == 0
+        assert "not of the published size: caltech101, " in capsys.readouterr().out
+
+    def test_a_converted_model_has_its_family_in_the_report(self, directory, suite, tmp_path):
+        shutil.copytree(suite / "mmvp", tmp_path / "data" / "mmvp")
+        arguments = _arguments(f"local-dir:{directory}/", tmp_path / "data", tmp_path / "RESULTS")
+        assert main(["evaluate", *arguments]) == 0
+        (path,) = _files(tmp_path / "RESULTS")
+        assert path.parts[-3].startswith("DYNAMIC-")
+        (entry,) = our_entries(read_models(tmp_path / "RESULTS"), load_paper())
+        assert (entry.name, entry.family) == ("DYNAMIC", "DiffCLIP*")
 
 
-def test_plan_keeps_a_models_jobs_together(suite):
-    jobs, missing = runner.plan(["a", "b", "a"], [str(suite)])
-    assert [job.spec for job in jobs] == ["a"] * 18 + ["b"] * 18
+class TestOwnData:
+    """Data sets that the paper does not have."""
+
+    @pytest.fixture
+    def data(self, suite, tmp_path) -> Path:
+        """Folders: mine (train, test, its own templates), plain (test), captions; and one of the paper's."""
+        root = tmp_path / "data"
+        shutil.copytree(suite / "pets", root / "mine")
+        (root / "mine" / "zeroshot_classification_templates.txt").write_text("an emoji of {c}\na {c}\n")
+        shutil.copytree(suite / "imagenet-r", root / "plain")
+        (root / "plain" / "zeroshot_classification_templates.txt").unlink()
+        shutil.copytree(suite / "flickr8k", root / "captions")
+        shutil.copytree(suite / "mmvp", root / "mmvp")
+        return root
+
+    def _run(self, spec, data, output, *options) -> dict[str, dict]:
+        assert main(["evaluate", *_arguments(spec, data, output), *options]) == 0
+        return {path.relative_to(path.parents[1]).as_posix(): json.loads(path.read_text()) for path in _files(output)}
+
+    def test_by_the_tasks_that_their_layout_allows(self, spec, loaded, data, checkpoint, tmp_path):
+        named = [f"--dataset={name}" for name in ("mine", "plain", "captions", "mmvp")]
+        found = self._run(spec, data, tmp_path / "RESULTS", *named)
+        assert sorted(found) == [
+            "few_shot/mine.json",
+            "linear_probe/mine.json",
+            "mmvp/mmvp.json",
+            "zeroshot_classification/mine_own.json",
+            "zeroshot_classification/plain_openai-80.json",
+            "zeroshot_retrieval/captions.json",
+        ]
+        assert found["linear_probe/mine.json"]["images"].keys() == {"train", "test"}
+        # clip_benchmark on the same folder, whose own templates it takes
+        plain = shutil.copy(checkpoint, tmp_path / "plain.pt")
+        ours = self._run(f"DiffCLIP-nano,{plain}", data, tmp_path / "BARE", "--dataset", "mine", "--task", ZERO_SHOT)
+        command = [script("clip_benchmark"), "eval", "--model", "DiffCLIP-nano", "--pretrained", str(plain)]
+        command += ["--dataset", "wds/mine", "--dataset_root", str(data / "mine"), "--output", "theirs.json"]
+        run_host([*command, "--task", ZERO_SHOT, "--no_amp", "--num_workers", "1"], tmp_path)
+        theirs = json.loads((tmp_path / "theirs.json").read_text())["metrics"]
+        assert list(ours) == ["zeroshot_classification/mine_own.json"]
+        assert ours["zeroshot_classification/mine_own.json"]["metrics"] == pytest.approx(theirs)
+
+    def test_other_templates_are_other_data(self, spec, data, tmp_path):
+        options = ("--dataset", "mine", "--task", ZERO_SHOT)
+        (first,) = self._run(spec, data, tmp_path / "RESULTS", *options).values()
+        (data / "mine" / "zeroshot_classification_templates.txt").write_text("no {c}\n")
+        (second,) = self._run(spec, data, tmp_path / "RESULTS", *options).values()
+        assert first["dataset_sha256"] != second["dataset_sha256"]
+
+    def test_folders_that_diffclip_data_made(self, spec, tmp_path):
+        for split in ("train", "test"):
+            for index, (name, data) in enumerate(read_tar(EMOJI / "eval" / "retrieval" / "test" / "0.tar", 120)[::2]):
+                path = tmp_path / "source" / split / "abcde"[index % 5] / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+            source = str(tmp_path / "source" / split)
+            target = ["--split", split, "--data", str(tmp_path / "D")]
+            assert main(["data", "folder", "my-images", "--source", source, *target]) == 0
+        found = self._run(spec, tmp_path / "D", tmp_path / "RESULTS", "--dataset", "my-images")
+        assert len(found) == 3
+        probe = found["linear_probe/my-images.json"]
+        assert probe["images"] == {"train": 60, "test": 60}
+        assert 0 < probe["metrics"]["accuracy"] <= 1
+
+    def test_the_rest_of_data_and_of_tasks_is_left_alone(self, spec, data, tmp_path, capsys):
+        found = self._run(spec, data, tmp_path / "RESULTS")
+        assert list(found) == ["mmvp/mmvp.json"]
+        assert "missing: pets" in capsys.readouterr().out
+        found = self._run(
+            spec, data, tmp_path / "RESULTS", "--dataset", "mine", "--dataset", "dtd", "--task", "few_shot"
+        )
+        assert sorted(found) == ["few_shot/mine.json", "mmvp/mmvp.json"]
+        out = capsys.readouterr().out
+        assert "missing: dtd, splits train, val, test, for few_shot" in out
+        assert "imagenet" not in out
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--dataset", "nothing"], "has no data set 'nothing' with a split test"),
+            (["--dataset", "../data/mine"], "'../data/mine' is no name of a data set"),
+            (["--dataset", "dtd"], "has none of the data sets and tasks that are named"),
+            (["--dataset", "mine", "--task", "mmvp"], "has none of the data sets and tasks that are named"),
+            (["--dataset", "bare"], "has no classnames.txt, no split train, and no captions"),
+            (["--dataset", "braces"], "'a {x} {c}' must have {c} for the class, and no other braces"),
+        ],
+    )
+    def test_what_cannot_be_evaluated(self, spec, data, options, message, tmp_path, capsys):
+        for name in ("bare", "braces"):
+            shutil.copytree(data / "plain", data / name)
+        (data / "bare" / "classnames.txt").unlink()
+        (data / "braces" / "zeroshot_classification_templates.txt").write_text("a {x} {c}\n")
+        assert main(["evaluate", *_arguments(spec, data, tmp_path / "RESULTS"), *options]) == 2
+        assert message in capsys.readouterr().err
+        assert not _files(tmp_path / "RESULTS")
+
+
+def test_plan_keeps_a_models_jobs_together(suite, spec, directory):
+    specs = [spec, f"local-dir:{directory}", spec]
+    jobs, missing = plan(specs, [str(suite)])
+    assert [job.spec for job in jobs] == [specs[0]] * 18 + [specs[1]] * 18
     assert missing == []
 
 

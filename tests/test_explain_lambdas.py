@@ -14,8 +14,9 @@ from golden_model import facts_of, golden_model, reference_state_dict
 
 from diffclip_openclip import to_reference
 from diffclip_openclip.attention import dynamic_lambda_init
+from diffclip_openclip.explain.lambda_report import show_lambdas
 from diffclip_openclip.explain.lambdas import LayerLambda, lambdas, lambdas_over_training
-from diffclip_openclip.weights.convert import convert
+from diffclip_openclip.weights import convert
 
 GOLDEN = ("tiny_static", "tiny_dynamic")
 _NAMES = {"image": "visual.blocks", "text": "transformer.resblocks"}
@@ -190,6 +191,22 @@ def test_runs_without_checkpoints(tmp_path, nano):
     torch.save(nano.state_dict(), tmp_path / "epoch_latest.pt")
     with pytest.raises(ValueError, match="does not say after which epoch it was written"):
         lambdas_over_training(tmp_path)
+
+
+def test_a_run_that_does_not_say_its_variant(tmp_path):
+    """No params.txt, or one that names a model that is not here; one that does say is not contradicted."""
+    _write_run(tmp_path / "unknown", {"epoch_1.pt": 1, "epoch_2.pt": 2}, model="local-dir:/gone/DYN")
+    with pytest.raises(ValueError, match=r"is of local-dir:/gone/DYN, which cannot be found here.* --variant dynamic"):
+        show_lambdas(str(tmp_path / "unknown"))
+    _write_run(tmp_path / "silent", {"epoch_1.pt": 1, "epoch_2.pt": 2})
+    (tmp_path / "silent" / "params.txt").unlink()
+    _write_run(tmp_path / "known", {"epoch_1.pt": 1, "epoch_2.pt": 2})
+    expected = lambdas_over_training(tmp_path / "known")
+    for run in ("unknown", "silent"):
+        assert lambdas_over_training(tmp_path / run, "dynamic") == expected
+        assert show_lambdas(str(tmp_path / run), variant="dynamic") == show_lambdas(str(tmp_path / "known"))
+    with pytest.raises(ValueError, match="leave out --variant dynamic"):
+        show_lambdas(str(tmp_path / "known"), variant="dynamic")
 
 
 @pytest.mark.slow

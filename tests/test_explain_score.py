@@ -13,10 +13,10 @@ from conftest import EMOJI, REPOSITORY
 from PIL import Image
 
 from diffclip_openclip import DifferentialAttention
-from diffclip_openclip.evaluation.model import LoadedModel
 from diffclip_openclip.explain.composed import SIDE, CutOut, Pair, compose, cut_out, photographs, read_cut_outs
 from diffclip_openclip.explain.score import SCORES, attention_score, chance, score_map, score_model, shuffle_weights
 from diffclip_openclip.explain.score_table import as_markdown, summarize
+from diffclip_openclip.loading import LoadedModel
 
 QUADRANTS = [np.s_[:64, :64], np.s_[:64, 64:], np.s_[64:, :64], np.s_[64:, 64:]]
 

@@ -130,7 +130,8 @@ def test_difference_from_pytorch_is_refused(value, exported, model_folder):
 def test_nothing_stays_of_a_failed_export(monkeypatch, model_folder, tmp_path):
     output = tmp_path / "onnx"
     output.mkdir()
-    (output / "text.onnx").write_text("old")
+    for name in ("image.onnx", "text.onnx"):
+        (output / name).write_text("old")
     monkeypatch.setattr(export, "_write", lambda path, *_: path.write_text("new"))
 
     def compare(path, *_):
@@ -141,7 +142,7 @@ def test_nothing_stays_of_a_failed_export(monkeypatch, model_folder, tmp_path):
     monkeypatch.setattr(export, "_compare", compare)
     with pytest.raises(ValueError, match="different"):
         export_onnx(model_folder, output, overwrite=True)
-    assert {path.name: path.read_text() for path in output.iterdir()} == {"text.onnx": "old"}
+    assert {path.name: path.read_text() for path in output.iterdir()} == {"image.onnx": "old", "text.onnx": "old"}
     with pytest.raises(FileExistsError, match=r"onnx exists; .*--overwrite"):
         export_onnx(model_folder, output)
     monkeypatch.setattr(export, "_compare", lambda *_: 0.0)
@@ -150,14 +151,18 @@ def test_nothing_stays_of_a_failed_export(monkeypatch, model_folder, tmp_path):
     assert list(tmp_path.iterdir()) == [output]
 
 
-def test_a_moved_directory_is_named(model_folder, tmp_path):
+def test_a_moved_or_copied_directory_is_named(model_folder, tmp_path):
+    """Of a copy, open_clip would export the original's text tower under the copy's weights."""
     folder = shutil.copytree(model_folder, tmp_path / "model")
-    config = (folder / "open_clip_config.json").read_text()
-    (folder / "open_clip_config.json").write_text(config.replace(str(model_folder), "/old/place"))
     with pytest.raises(
-        FileNotFoundError, match=r"was moved from /old/place; correct it with: diffclip convert DIR DIR"
+        ValueError, match=rf"moved or copied from {model_folder}, .*: diffclip convert {folder} {folder}"
     ):
         export_onnx(folder, tmp_path / "out")
+    config = (folder / "open_clip_config.json").read_text()
+    (folder / "open_clip_config.json").write_text(config.replace(str(model_folder), "/old/place"))
+    with pytest.raises(ValueError, match="moved or copied from /old/place"):
+        export_onnx(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])

@@ -1,6 +1,7 @@
 """The hub as a source and as a place, against a stand-in on loopback and with the unchanged hosts."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hub_stand_in import HubStandIn
 from test_weights_convert import save_as_published
 
 from diffclip_openclip.cli import main
+from diffclip_openclip.explain.lambda_report import show_lambdas
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +36,7 @@ def checkpoint(model, tmp_path_factory) -> Path:
 _RUN = """
 import contextlib, io, json, sys
 from diffclip_openclip.cli import main
+from diffclip_openclip.explain.lambda_report import show_lambdas
 results = []
 for arguments in json.loads(sys.argv[1]):
     out, error = io.StringIO(), io.StringIO()
@@ -98,6 +101,60 @@ def test_authors_repository_online_then_offline(hub, model, checkpoint, tmp_path
     ((code, _, error),) = _diffclip(hub, tmp_path, ["convert", "hf://hammh0a/DiffCLIP_nano", "OFF"], HF_HUB_OFFLINE="1")
     assert code == 0, error
     assert len(hub.requests) == seen
+
+
+def _holds(folder: Path, model) -> bool:
+    loaded = open_clip.create_model(f"local-dir:{folder}").state_dict()
+    return all(torch.equal(loaded[key], tensor) for key, tensor in model.state_dict().items())
+
+
+def test_a_revision_is_pinned(hub, model, checkpoint, tmp_path):
+    """Of a repository that was the authors', and to which another model has been pushed since."""
+    torch.manual_seed(1)
+    other = open_clip.create_model("DiffCLIP-nano").eval()
+    assert main(["convert", str(save_as_published(other, tmp_path / "other.pt")), str(tmp_path / "OTHER")]) == 0
+    hub.add_repo("owner/moving", {"checkpoint_best.pt": checkpoint})
+    first = ["convert", "hf://owner/moving", "FIRST"]
+    results = _diffclip(hub, tmp_path, first, ["push", str(tmp_path / "OTHER"), "owner/moving"], token=hub.token)
+    commit = re.search(r" at (\w{40})", (tmp_path / "FIRST" / "README.md").read_text())[1]
+    pinned = f"hf://owner/moving@{commit}"
+    sources = {"NEW": "hf://owner/moving", "MAIN": "hf://owner/moving@main", "OLD": pinned}
+    sources |= {"FILE": f"{pinned}/checkpoint_best.pt"}
+    results += _diffclip(hub, tmp_path, *(["convert", source, out] for out, source in sources.items()))
+    assert [(code, error) for code, _, error in results if code] == []
+    assert _holds(tmp_path / "NEW", other)
+    assert _holds(tmp_path / "MAIN", other)
+    assert _holds(tmp_path / "OLD", model)
+    assert _holds(tmp_path / "FILE", model)
+    assert f"hf://owner/moving/checkpoint_best.pt at {commit}" in (tmp_path / "OLD" / "README.md").read_text()
+
+
+def test_revisions_without_what_is_asked_for(hub, checkpoint, tmp_path):
+    hub.add_repo("owner/still", {"checkpoint_best.pt": checkpoint})
+    hub.add_repo("owner/odd", {"weights.pt": b"x"})
+    cases = {
+        "hf://owner/still@v2": "hf://owner/still has no such revision; name a branch, tag or commit",
+        "hf://owner/still@refs%2Fpr%2F1/checkpoint_best.pt": "hf://owner/still has no such revision",
+        "hf://owner/odd@main": "name one of its files: hf://owner/odd@main/weights.pt",
+        "hf://owner/still@": "is not of the form hf://owner/repo, with @revision or /file after it",
+    }
+    results = _diffclip(hub, tmp_path, *(["convert", source, "OUT"] for source in cases))
+    for expected, (code, _, error) in zip(cases.values(), results, strict=True):
+        assert code == 2
+        assert expected in error.splitlines()[-1]
+    assert not (tmp_path / "OUT").exists()
+
+
+def test_lambdas_of_what_is_on_the_hub(hub, model, checkpoint, tmp_path):
+    tower = tmp_path / "tower.pt"
+    torch.save(model.visual.trunk.state_dict(), tower)
+    hub.add_repo("owner/authors", {"checkpoint_best.pt": checkpoint, "tower.pt": tower})
+    sources = ["hf://owner/authors", "hf://owner/authors/tower.pt"]
+    (code, said, error), (failed, _, reason) = _diffclip(hub, tmp_path, *(["lambdas", source] for source in sources))
+    assert code == 0, error
+    assert said.splitlines() == show_lambdas(str(checkpoint))
+    assert failed == 2
+    assert "hf://owner/authors/tower.pt holds a timm image tower alone" in reason
 
 
 def test_a_cut_download_is_taken_up_again(hub, tmp_path):

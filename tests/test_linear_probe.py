@@ -116,6 +116,32 @@ def test_accuracy_by_hand():
     assert accuracy(predicted, labels, per_class=True) == pytest.approx((1 + 0 + 1) / 3)
 
 
+class _OnDevice(torch.Tensor):
+    """A tensor that stands in for one on a GPU that knows no float64, as Apple's: ``cpu`` gives a plain one."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.cpu:
+            return args[0].as_subclass(torch.Tensor)
+        found = super().__torch_function__(function, types, args, kwargs or {})
+        if isinstance(found, torch.Tensor) and found.dtype == torch.float64:
+            raise TypeError("this device has no float64")
+        return found
+
+
+@pytest.mark.parametrize("per_class", [False, True])
+def test_accuracy_on_a_device_without_float64(per_class):
+    predicted, labels = (torch.tensor(values).as_subclass(_OnDevice) for values in ([0, 0, 1, 1], [0, 0, 0, 1]))
+    with pytest.raises(TypeError):
+        predicted.double()
+    assert accuracy(predicted, labels, per_class) == pytest.approx((2 / 3 + 1) / 2 if per_class else 3 / 4)
+
+
+def test_nothing_to_hold_out(pixels):
+    with pytest.raises(ValueError, match="the training split has 2 images, too few to hold out a fifth"):
+        hold_out(Features(*(part[:2] for part in pixels)), 0)
+
+
 def test_hold_out_is_a_fifth_and_follows_the_seed(pixels):
     train, val = hold_out(pixels, 0)
     assert (len(train.labels), len(val.labels)) == (240, 60)

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from conftest import REPOSITORY, run_python
+from markdown_support import blocks
 
 from diffclip_openclip.cli import main
 from diffclip_openclip.evaluation import pope
@@ -64,7 +66,7 @@ def test_answers_are_aligned_by_id_whatever_their_order(tmp_path):
             [{"question_id": i, "text": "Yes"} for i in range(5)],
             "6 questions and .* 5 answers: 1 questions have no answer",
         ),
-        ([{"question_id": i, "text": "Yes"} for i in range(7)], r"1 answers no question \(6\)"),
+        ([{"question_id": i, "text": "Yes"} for i in range(7)], r"1 answers no question \(6\).*see examples/llava"),
         ([{"question_id": 1, "text": "Yes"}] * 2, "question_id 1 is there twice"),
         ([{"question_id": i} for i in range(6)], "has no answer under text"),
         ([{"text": "Yes"}], "line 1: not a JSON object with a question_id"),
@@ -74,6 +76,21 @@ def test_answers_are_aligned_by_id_whatever_their_order(tmp_path):
 def test_answers_that_do_not_fit(tmp_path, answers, message):
     with pytest.raises(ValueError, match=message):
         pope.score(*_files(tmp_path, QUESTIONS, answers))
+
+
+def test_llavas_scripts_are_asked_questions_with_popes_ids(tmp_path):
+    """The example's snippet; a stand-in of TinyLLaVA's script copies question_id as it does."""
+    for category in ("random", "popular", "adversarial"):
+        lines = [json.dumps(question | {"category": category}) for question in QUESTIONS]
+        (tmp_path / f"coco_pope_{category}.json").write_text("\n".join(lines) + "\n")
+    page = REPOSITORY / "examples" / "llava" / "README.md"
+    (block,) = (block for block in blocks(page, "python") if "coco_pope" in block.code)
+    run_python(block.code, tmp_path)
+    asked = [json.loads(line) for line in (tmp_path / "ask_popular.jsonl").read_text().splitlines()]
+    assert {line["text"] for line in asked} == {"Is there?\nAnswer the question using a single word or phrase."}
+    answers = [{"question_id": line["question_id"], "prompt": line["text"], "text": "Yes"} for line in asked]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+    assert pope.score(tmp_path / "coco_pope_popular.json", tmp_path / "answers.jsonl")["accuracy"] == 0.5
 
 
 def test_a_label_that_is_neither(tmp_path):

@@ -16,7 +16,7 @@ from urllib.request import urlopen
 import open_clip
 import pytest
 import torch
-from conftest import EMOJI, REPOSITORY, plain_environment, read_tar, run_host, script, write_tar
+from conftest import EMOJI, REPOSITORY, plain_environment, read_tar, run_host, script, simulates_cuda, write_tar
 from open_clip_train.data import get_wds_dataset
 from open_clip_train.params import parse_args
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -24,8 +24,8 @@ from torch.distributed.run import parse_args as parse_torchrun
 from torchvision.transforms import InterpolationMode
 
 from diffclip_openclip.cli import build_parser
-from diffclip_openclip.evaluation.model import LoadedModel
 from diffclip_openclip.evaluation.results import slug
+from diffclip_openclip.model_spec import ModelSpec
 from diffclip_openclip.report.paper import find_row, load_paper
 
 RECIPES = REPOSITORY / "examples" / "recipes"
@@ -237,7 +237,7 @@ def test_the_report_is_beside_the_papers_rows(name, tmp_path):
         checkpoint = tmp_path / args.logs / args.name / "checkpoints" / "epoch_40.pt"
         checkpoint.parent.mkdir(parents=True)
         checkpoint.touch()
-        labels[LoadedModel(model, str(checkpoint), None, None, None, {}).label] = model
+        labels[ModelSpec(model, str(checkpoint)).label] = model
     for label in list(labels)[:3]:
         (tmp_path / "runs" / name / "results" / f"{slug(label)}-0123abcd").mkdir(parents=True)
     (command,) = commands(name, "report", cwd=tmp_path)
@@ -434,6 +434,7 @@ print(json.dumps(rows))
 """
 
 
+@simulates_cuda
 def test_predicted_activations_are_what_is_kept(tmp_path):
     command = [sys.executable, "-c", CHECK, str(REPOSITORY / "benchmarks")]
     rows = json.loads(run_host(command, tmp_path).stdout.splitlines()[-1])

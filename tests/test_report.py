@@ -4,6 +4,7 @@ import base64
 import csv
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -21,11 +22,11 @@ from diffclip_openclip.report.command import report
 from diffclip_openclip.report.entries import Entry, our_entries, paper_entries
 from diffclip_openclip.report.figures import make_figures
 from diffclip_openclip.report.layouts import Column
+from diffclip_openclip.report.models import read_models
 from diffclip_openclip.report.paper import load_paper
 from diffclip_openclip.report.radar import draw_radar
 from diffclip_openclip.report.remarks import remarks
 from diffclip_openclip.report.render import signed
-from diffclip_openclip.report.results import read_models
 from diffclip_openclip.report.scores import Score
 from diffclip_openclip.report.styles import STYLES, styles_of
 
@@ -40,7 +41,8 @@ def put(root: Path, label: str, task: str, dataset: str, metrics: dict, folder: 
     path = root / (folder or label.replace(" ", "_")) / task / f"{dataset}_{fields.get('templates', '')}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"dataset": dataset, "model": label.split()[0], "pretrained": "logs/run/epoch_1.pt", "task": task}
-    content |= {"metrics": metrics, "label": label, "checkpoint_sha256": f"{label[0]}1" * 32, "dataset_sha256": "da7a"}
+    content |= {"metrics": metrics, "images": {}, "label": label, "architecture": label.split()[0]}
+    content |= {"checkpoint_sha256": f"{label[0]}1" * 32, "dataset_sha256": "da7a"}
     content |= {
         "versions": {"torch": "2.15.0", "timm": None},
         "seed": 3,
@@ -217,6 +219,79 @@ def test_no_baseline_is_guessed_among_several(tmp_path):
     }
 
 
+def test_families_follow_the_architecture_and_not_the_name(tmp_path):
+    for label, architecture in {
+        "OUT": "DiffCLIP-B-16-dynamic",
+        "DiffCLIP-B-16-dynamic-cc12m": "DiffCLIP-B-16-vision",
+        "plain": "CLIP-B-16-baseline",
+        "DiffCLIP-B-16": None,
+    }.items():
+        fields = {"model": f"local-dir:{label}", "architecture": architecture, "checkpoint_sha256": label}
+        put(tmp_path, label, "few_shot", "dtd", {"accuracy": 0.5}, **fields)
+    entries = our_entries(read_models(tmp_path), load_paper())
+    assert {entry.name: (entry.family, entry.baseline and entry.baseline.name) for entry in entries} == {
+        "OUT": ("DiffCLIP*", "plain"),
+        "DiffCLIP-B-16-dynamic-cc12m": ("DiffCLIP†", "plain"),
+        "plain": ("CLIP", None),
+        "DiffCLIP-B-16": ("other", None),
+    }
+
+
+def test_seeds_and_precisions_are_rows_of_their_own(tmp_path):
+    """With what does not depend on the seed; each with the baseline of its own setting."""
+    for label in (CLIP, DIFF):
+        for at, (precision, seed) in enumerate((("fp32", 0), ("fp32", 1), ("amp", 0))):
+            fields = {"precision": precision, "seed": seed, "folder": f"{label}{at}"}
+            put(tmp_path, label, "few_shot", "dtd", {"accuracy": at / 10}, **fields)
+        for at, precision in enumerate(("fp32", "amp")):
+            fields = {"precision": precision, "seed": None, "folder": f"{label}{at}"}
+            put(tmp_path, label, "zeroshot_retrieval", "flickr8k", retrieval(at / 2, 0.0), **fields)
+    put(tmp_path, DIFF, "pope", "pope_random", pope(0.5), checkpoint_sha256="answers")
+    models = read_models(tmp_path)
+    found = {
+        model.name: [round(model.scores[key].value) for key in ("few_shot/dtd", "image_retrieval@1/flickr8k")]
+        for model in models
+    }
+    settings = {"amp, seed 0": [20, 51], "fp32, seed 0": [0, 1], "fp32, seed 1": [10, 1]}
+    assert found == {f"{name} ({setting})": scores for name in (CLIP, DIFF) for setting, scores in settings.items()}
+    for entry in our_entries(models, load_paper()):
+        assert entry.baseline is None or entry.baseline.name == entry.name.replace(DIFF, CLIP)
+        assert (entry.baseline is None) == entry.name.startswith(CLIP)
+    assert all("pope_random/accuracy" in model.scores for model in models if model.name.startswith(DIFF))
+
+
+def test_one_setting_is_not_in_the_name(tmp_path):
+    put(tmp_path, DIFF, "few_shot", "dtd", {"accuracy": 0.5}, precision="amp", seed=1)
+    put(tmp_path, DIFF, "zeroshot_retrieval", "flickr8k", retrieval(0.5, 0.5), precision="amp", seed=None)
+    put(tmp_path, CLIP, "few_shot", "dtd", {"accuracy": 0.5})
+    models = read_models(tmp_path)
+    assert [model.name for model in models] == [CLIP, DIFF]
+    assert our_entries(models, load_paper())[1].baseline.name == CLIP
+
+
+def test_recall_among_too_few_is_left_out(tmp_path):
+    metrics = retrieval(0.5, 0.5) | {"image_retrieval_recall@10": None, "text_retrieval_recall@10": None}
+    put(tmp_path, "run", "zeroshot_retrieval", "flickr8k", metrics)
+    (model,) = read_models(tmp_path)
+    assert set(model.scores) == {f"{kind}_retrieval@{k}/flickr8k" for kind in ("image", "text") for k in (1, 5)}
+    del metrics["image_retrieval_recall@10"]
+    put(tmp_path, "run", "zeroshot_retrieval", "flickr8k", metrics)
+    with pytest.raises(ValueError, match="metrics lacks image_retrieval_recall@10"):
+        read_models(tmp_path)
+
+
+def test_data_of_another_size_than_the_published_are_named(tmp_path):
+    put(tmp_path, CLIP, "few_shot", "dtd", {"accuracy": 0.5}, images={"train": 1880, "val": 1880, "test": 1880})
+    put(tmp_path, DIFF, "few_shot", "dtd", {"accuracy": 0.5}, images={"train": 1880, "val": 1880, "test": 99})
+    put(tmp_path, DIFF, "few_shot", "my-own", {"accuracy": 0.5}, images={"test": 5})
+    models = read_models(tmp_path)
+    assert remarks(models, our_entries(models, load_paper()))[-1] == (
+        "Not to be compared with others' numbers, as the data are not of the published size: "
+        "dtd, test 99 images instead of 1,880."
+    )
+    assert not any("published size" in line for line in remarks(models[:1], our_entries(models[:1], load_paper())))
+
+
 def test_remarks(tmp_path):
     put(tmp_path, CLIP, "few_shot", "dtd", {"accuracy": 0.5})
     put(tmp_path, DIFF, "few_shot", "dtd", {"accuracy": 0.5}, dataset_sha256="another")
@@ -260,6 +335,11 @@ def test_a_mean_needs_every_pattern(tmp_path):
         ({"metrics": [0.5]}, r"x\.json: metrics must be an object, not \[0\.5\]"),
         ({"label": None}, r"x\.json: label must be a string, not None"),
         ({"checkpoint_sha256": 3}, r"x\.json: checkpoint_sha256 must be a string or null, not 3"),
+        ({"architecture": 3}, r"x\.json: architecture must be a string or null, not 3"),
+        ({"seed": "0"}, r"x\.json: seed must be a whole number or null, not '0'"),
+        ({"precision": None}, r"x\.json: precision must be a string, not None"),
+        ({"images": {"test": None}}, r"x\.json: images must be numbers of images by split, not \{'test': None\}"),
+        ("images", r"x\.json is no result of `diffclip evaluate`: it lacks images"),
         ({"task": "mmvp"}, r"x\.json lies in the folder of task zeroshot_classification, and says .* 'mmvp'"),
         ("date", r"x\.json is no result of `diffclip evaluate`: it lacks date"),
         ("templates", r"x\.json is no result of `diffclip evaluate`: it lacks templates"),
@@ -335,7 +415,7 @@ def test_neither_results_nor_the_paper_alone(tmp_path):
 
 def test_an_old_report_stays_unless_it_is_to_be_replaced(results, tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.txt").write_text("mine")
+    (tmp_path / "out" / "index.html").write_text("old")
     with pytest.raises(FileExistsError, match="--overwrite"):
         report(results, tmp_path / "out")
 
@@ -346,9 +426,18 @@ def test_an_old_report_stays_unless_it_is_to_be_replaced(results, tmp_path, monk
         patch.setattr("diffclip_openclip.report.command.make_page", fail)
         with pytest.raises(OSError, match="disk full"):
             report(results, tmp_path / "out", overwrite=True)
-    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine.txt"]
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "index.html"]
+    assert (tmp_path / "out" / "index.html").read_text() == "old"
     report(results, tmp_path / "out", overwrite=True)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["figures", "index.html", "tables"]
+
+
+def test_a_report_takes_the_place_of_nothing_else(results, tmp_path):
+    copy = shutil.copytree(results, tmp_path / "RES")
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    with pytest.raises(FileExistsError, match=r"RES is not just a report: it has .+ in it"):
+        report(copy, copy, overwrite=True)
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
 
 
 class Page(HTMLParser):

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from conftest import run_host, script, train_arguments
 
 from diffclip_openclip.cli import main
-from diffclip_openclip.weights import warm_start
+from diffclip_openclip.weights import warm_starting
 from diffclip_openclip.weights.architecture import recognize
 from diffclip_openclip.weights.directory import write_directory
 from diffclip_openclip.weights.source import PREPROCESS
-from diffclip_openclip.weights.warm_start import with_twin_queries
+from diffclip_openclip.weights.warm_starting import with_twin_queries
 
 _LONG = pytest.mark.slow  # each builds two models of 150 to 430 million parameters in float64
 SOURCES = {
@@ -137,7 +137,7 @@ def test_an_option_that_weights_do_not_show_is_noticed(tmp_path, capsys):
             architecture,
             PREPROCESS["openai"],
             "",
-            check=lambda new: warm_start._compare(source, new),
+            check=lambda new: warm_starting._compare(source, new),
         )
     assert list(tmp_path.iterdir()) == []
 

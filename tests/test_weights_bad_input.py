@@ -140,7 +140,6 @@ def test_missing_and_useless_paths(bare, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert "has no open_clip_config.json" in _fails(capsys, "convert", str(tmp_path / "empty"), out)
     assert "there is no folder" in _fails(capsys, "convert", str(bare), str(tmp_path / "no" / "OUT"))
-    assert "--overwrite" in _fails(capsys, "convert", str(bare), str(tmp_path / "empty"))
     assert "ends in .bin" in _fails(capsys, "convert", str(bare), str(tmp_path / "o.bin"), "--to", "reference")
     assert "hf://owner/repo" in _fails(capsys, "convert", "hf://owner", out)
     assert "lacks open_clip_config.json" in _fails(capsys, "push", str(tmp_path / "empty"), "owner/repo")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import shutil
 from pathlib import Path, PosixPath
 
@@ -10,7 +11,7 @@ import open_clip
 import pytest
 import timm
 import torch
-from conftest import run_host, run_python, script, train_arguments
+from conftest import REPOSITORY, run_host, run_python, script, train_arguments
 from safetensors.torch import load_file, save_file
 from timm.models import VisionTransformer
 from transformers import AutoModel
@@ -18,6 +19,7 @@ from transformers import AutoModel
 from diffclip_openclip import model_names, to_reference
 from diffclip_openclip.cli import main
 from diffclip_openclip.weights.architecture import packaged_architecture, recognize
+from diffclip_openclip.weights.directory import check_text_place
 
 SLIP = {
     "mean": [0.485, 0.456, 0.406],
@@ -237,6 +239,42 @@ def test_run_on_a_converted_directory_keeps_its_preprocessing(converted, tmp_pat
     assert json.loads((tmp_path / "NEW" / "open_clip_config.json").read_text())["preprocess_cfg"] == SLIP
 
 
+def _write_run(folder: Path, model, name: str) -> Path:
+    """A run of the trainer that was given ``--model NAME``; its checkpoint."""
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "params.txt").write_text(f"model: {name}\npretrained: \n")
+    torch.save({"state_dict": model.state_dict()}, folder / "checkpoints" / "epoch_1.pt")
+    return folder / "checkpoints" / "epoch_1.pt"
+
+
+@pytest.mark.parametrize("name", ["local-dir:/gone/DYN", "hf-hub:owner/dyn", "my-own-model"])
+def test_a_run_of_a_model_that_is_not_here_needs_its_variant_said(name, tmp_path, capsys):
+    checkpoint, out = _write_run(tmp_path / "run", _model("DiffCLIP-nano-dynamic"), name), tmp_path / "OUT"
+    command = ["convert", str(checkpoint), str(out), "--preprocess", "openai"]
+    assert main(command) == 2
+    line = capsys.readouterr().err
+    assert f"is of {name}, which cannot be found here" in line
+    assert "--variant static" in line
+    assert "--variant dynamic" in line
+    assert not out.exists()
+    assert main([*command, "--variant", "dynamic"]) == 0
+    assert _same_function(_load(out), _model("DiffCLIP-nano-dynamic"))
+
+
+@pytest.mark.parametrize("name", ["CLIP-nano-baseline", "DiffCLIP-V2-nano"])
+def test_a_model_that_is_not_here_but_whose_weights_say_all(name, tmp_path):
+    checkpoint = _write_run(tmp_path / "run", _model(name), "my-own-model")
+    assert main(["convert", str(checkpoint), str(tmp_path / "OUT")]) == 0
+    assert _same_function(_load(tmp_path / "OUT"), _model(name))
+
+
+def test_a_runs_model_is_read_as_open_clip_reads_it(tmp_path):
+    """A slash for a dash."""
+    checkpoint = _write_run(tmp_path / "run", _model("DiffCLIP-nano-dynamic"), "DiffCLIP/nano-dynamic")
+    assert main(["convert", str(checkpoint), str(tmp_path / "OUT")]) == 0
+    assert _same_function(_load(tmp_path / "OUT"), _model("DiffCLIP-nano-dynamic"))
+
+
 def test_siglip_run_keeps_its_bias(tmp_path):
     """--siglip gives the model a logit_bias that the packaged config does not have."""
     torch.manual_seed(0)
@@ -252,6 +290,19 @@ def test_a_bare_checkpoint_must_have_its_preprocessing_said(tmp_path, capsys):
     assert "--preprocess slip" in capsys.readouterr().err
     assert main(["convert", str(tmp_path / "bare.pt"), str(tmp_path / "OUT"), "--preprocess", "openai"]) == 0
     assert "bicubic" in (tmp_path / "OUT" / "open_clip_config.json").read_text()
+
+
+def test_public_names_are_functions_and_load_nothing_unasked(tmp_path):
+    """Also after modules of the package were imported, and not before they are needed."""
+    code = (
+        "import sys, diffclip_openclip\n"
+        "loaded = {name.rpartition('.')[2] for name in sys.modules if name.startswith('diffclip_openclip.weights.')}\n"
+        "from diffclip_openclip.weights import conversion, warm_starting\n"
+        "from diffclip_openclip import weights\n"
+        "print(sorted(loaded), all(callable(getattr(weights, name)) for name in weights.__all__))\n"
+        "print(hasattr(weights, 'nothing'), weights.convert is conversion.convert)"
+    )
+    assert run_python(code, tmp_path).splitlines() == ["['checkpoint', 'reference'] True", "False True"]
 
 
 # --- the directory afterwards ---
@@ -271,9 +322,15 @@ def test_text_tower_loads_into_transformers(converted, tmp_path):
 def test_a_moved_directory_is_repaired_in_place_or_by_a_copy(converted, tmp_path, capsys):
     moved = tmp_path / "moved"
     shutil.move(converted, moved)
-    with pytest.raises(OSError, match=str(converted)):
+    with pytest.raises(OSError, match=str(converted)) as failed:
         _load(moved)
-    assert "diffclip convert DIR DIR" in (moved / "README.md").read_text()
+    card, table = (moved / "README.md").read_text(), (REPOSITORY / "docs" / "install.md").read_text()
+    quoted = (
+        re.search(r'where that is gone: "(.+?) \.\.\."', card)[1],
+        re.search(r"`OSError: (Repo .+?) \.\.\.`", table)[1],
+    )
+    assert all(str(failed.value).startswith(beginning) for beginning in quoted)
+    assert "diffclip convert DIR DIR" in card
     assert main(["convert", str(moved), str(tmp_path / "COPY")]) == 0
     assert _same_function(_load(tmp_path / "COPY"), _model())
     weights = (moved / "open_clip_model.safetensors").stat()
@@ -283,20 +340,41 @@ def test_a_moved_directory_is_repaired_in_place_or_by_a_copy(converted, tmp_path
     assert _same_function(_load(moved), _model())
 
 
+def _lambda_inits(model):
+    towers = model.visual.trunk.blocks, model.text.transformer.layers
+    return [[layer.attn.lambda_init for layer in tower] for tower in towers]
+
+
+def test_a_copy_is_read_by_its_own_text_config(converted, tmp_path):
+    """Also when the original has been made again as another model, which open_clip would read."""
+    copy = shutil.copytree(converted, tmp_path / "copy")
+    checkpoint = save_as_published(_model(), tmp_path / "other.pt")
+    assert main(["convert", str(checkpoint), str(converted), "--overwrite", "--variant", "dynamic"]) == 0
+    assert _lambda_inits(_load(copy))[1] == pytest.approx([0.2, 0.8 - 0.6 * 2.718281828459045**-0.3])  # the original's
+    with pytest.raises(ValueError, match=rf"was moved or copied from {converted}, .*: diffclip convert {copy} {copy}"):
+        check_text_place(copy)
+    assert main(["convert", str(copy), str(tmp_path / "AGAIN")]) == 0
+    assert _lambda_inits(_load(tmp_path / "AGAIN")) == [[0.8] * 4, [0.8] * 2]
+    assert main(["convert", str(copy), str(copy)]) == 0
+    check_text_place(copy)
+    assert _lambda_inits(_load(copy)) == [[0.8] * 4, [0.8] * 2]
+
+
+def test_a_text_tower_of_another_place_by_intent(converted, tmp_path):
+    """As open_clip itself writes directories: no text config of their own, but the place of one or a hub's name."""
+    (converted / "config.json").rename(tmp_path / "config.json")
+    shutil.move(converted, tmp_path / "moved")
+    check_text_place(tmp_path / "moved")
+    path = tmp_path / "moved" / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    config["model_cfg"]["text_cfg"]["hf_model_name"] = "owner/repo"
+    path.write_text(json.dumps(config))
+    (tmp_path / "config.json").rename(tmp_path / "moved" / "config.json")
+    check_text_place(tmp_path / "moved")
+
+
 def test_a_plain_text_tower_needs_no_repair(tmp_path):
     checkpoint = save_as_published(_vision_only(), tmp_path / "c.pt")
     assert main(["convert", str(checkpoint), str(tmp_path / "OUT")]) == 0
     shutil.move(tmp_path / "OUT", tmp_path / "moved")
     assert _same_function(_load(tmp_path / "moved"), _vision_only())
-
-
-def test_overwrite_replaces_and_keeps_nothing_of_the_old(converted, tmp_path):
-    (converted / "note.txt").write_text("mine")
-    checkpoint = save_as_published(_model(seed=5), tmp_path / "other.pt")
-    assert main(["convert", str(checkpoint), str(converted)]) == 2
-    assert (converted / "note.txt").exists()
-    assert _same_function(_load(converted), _model())
-    assert main(["convert", str(checkpoint), str(converted), "--overwrite"]) == 0
-    assert not (converted / "note.txt").exists()
-    assert _same_function(_load(converted), _model(seed=5))
-    assert {path.name for path in tmp_path.iterdir()} == {"OUT", "checkpoint_best.pt", "other.pt"}

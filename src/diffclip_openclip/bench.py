@@ -17,6 +17,7 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.factory import parse_model_name
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
@@ -69,15 +70,19 @@ def bench(models: Sequence[str], settings: Iterable[Setting], rounds: int, passe
     """
     if rounds < 2:
         raise ValueError(f"rounds is {rounds}; quartiles need at least 2")
-    if unknown := [name for name in models if ":" not in name and name not in open_clip.list_models()]:
+    named = [name for name in models if parse_model_name(name)[0] is None]
+    if unknown := [name for name in named if name not in open_clip.list_models()]:
         raise ValueError(f"open_clip knows no model {', '.join(unknown)}; open_clip.list_models() lists all")
     return [row for setting in settings for what in passes for row in _compare(models, setting, what, rounds)]
 
 
 def _compare(models: Sequence[str], setting: Setting, what: str, rounds: int) -> list[Row]:
     torch.compiler.reset()  # a second size would be compiled for any size, which is slower
-    steps = [_step(name, setting, what) for name in models]
-    peaks = [_peak_bytes(step, setting.device) for step in steps]
+    try:
+        steps = [_step(name, setting, what) for name in models]
+        peaks = [_peak_bytes(step, setting.device) for step in steps]
+    except RuntimeError as error:  # torch's answer where memory is short, or a layer cannot have such a size
+        raise ValueError(f"{', '.join(models)} cannot run with {setting}: {error}") from error
     seconds: list[list[float]] = [[] for _ in steps]
     title = f"{what}, batch {setting.batch_size}" + (f", {setting.image_size} px" if setting.image_size else "")
     for turn in tqdm(range(_WARM_UP + rounds), desc=title, leave=False):

@@ -1,6 +1,7 @@
 """The command ``diffclip``: its parser, and what becomes of errors."""
 
 import argparse
+import io
 import logging
 import shlex
 import signal
@@ -50,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     arguments.command = shlex.join(["diffclip", *(sys.argv[1:] if argv is None else argv)])
     logging.getLogger().setLevel(logging.ERROR)  # the hosts' warnings are about models on their way to be loaded
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text that can be printed
+        sys.stdout.reconfigure(errors="backslashreplace")
     # as for Ctrl-C: what is half written is cleaned up on the way out
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:

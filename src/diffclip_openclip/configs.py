@@ -5,6 +5,7 @@ be spared. Whoever asks ``AutoModel`` for a model has a config first, so it is c
 """
 
 import importlib
+import math
 from typing import Any
 
 import timm
@@ -17,6 +18,24 @@ from diffclip_openclip.attention import LAMBDA_INIT, resolve_lambda_init
 def register_model(module: str) -> None:
     """Import one of this package's modules, whose model registers itself with ``AutoModel``."""
     importlib.import_module(f"diffclip_openclip.{module}")
+
+
+def _check_sizes(sizes: dict[str, Any]) -> None:
+    for name, size in sizes.items():
+        if type(size) is not int or size < 1:  # True is an int too
+            raise ValueError(f"{name} is {size!r}; it must be a whole number above 0")
+
+
+def _check_number(name: str, value: Any, least: float, below: float) -> None:
+    if type(value) not in (int, float) or not least <= value < below:
+        raise ValueError(f"{name} is {value!r}; it must be a number of at least {least:g} and below {below:g}")
+
+
+def _check_activation(name: Any) -> None:
+    from transformers.activations import ACT2FN  # imported by the model's module already
+
+    if not isinstance(name, str) or name not in ACT2FN:
+        raise ValueError(f"hidden_act is {name!r}; it must be one of transformers': {', '.join(sorted(ACT2FN))}")
 
 
 class DiffCLIPTextConfig(PretrainedConfig):
@@ -34,7 +53,7 @@ class DiffCLIPTextConfig(PretrainedConfig):
         pad_token_id: read by open_clip's adapter for an attention mask, which has no effect on this model.
 
     Raises:
-        ValueError: an ``attention_version`` or a ``lambda_init`` that is none of these.
+        ValueError: a value that is none of these, or sizes that no layer can have; names the field and what is allowed.
     """
 
     model_type = "diffclip_text"
@@ -58,8 +77,21 @@ class DiffCLIPTextConfig(PretrainedConfig):
         **kwargs: Any,
     ) -> None:
         register_model("text")
+        _check_sizes(
+            {
+                "vocab_size": vocab_size,
+                "hidden_size": hidden_size,
+                "intermediate_size": intermediate_size,
+                "num_hidden_layers": num_hidden_layers,
+                "num_attention_heads": num_attention_heads,
+                "max_position_embeddings": max_position_embeddings,
+            }
+        )
         if attention_version not in (1, 2):
             raise ValueError(f"attention_version is {attention_version!r}; it must be 1 or 2")
+        _check_activation(hidden_act)
+        _check_number("layer_norm_eps", layer_norm_eps, 0.0, math.inf)
+        _check_number("attention_dropout", attention_dropout, 0.0, 1.0)
         resolve_lambda_init(lambda_init, depth=0)
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size

@@ -10,11 +10,12 @@ from open_clip.constants import HF_SAFE_WEIGHTS_NAME
 from torch import nn
 
 from diffclip_openclip.extras import require
-from diffclip_openclip.files import check_place, staged
-from diffclip_openclip.weights.source import read_config
+from diffclip_openclip.files import Folder, check_place, staged
+from diffclip_openclip.weights.directory import check_text_place
 
 BATCH_SIZES = (1, 3)  # of the comparison
 TOLERANCE = 1e-4  # largest absolute difference, in float32
+_EXPORT = Folder("an export", ("image.onnx", "text.onnx", "*.onnx.data"), mark="image.onnx")
 
 
 class _Encoder(nn.Module):
@@ -48,14 +49,15 @@ def export_onnx(directory: str | Path, output: str | Path, overwrite: bool = Fal
 
     Raises:
         ImportError: onnx, onnxruntime or onnxscript is not installed.
-        FileExistsError: ``output`` exists, and ``overwrite`` is not given.
+        FileExistsError: ``output`` exists, and ``overwrite`` is not given, or it is not just an old export.
         FileNotFoundError: ``directory`` is not a model directory with weights.
-        ValueError: a tower gives other values in ONNX Runtime than in PyTorch; nothing is written then.
+        ValueError: ``directory`` was moved or copied, so that open_clip would take another's text tower; or a tower
+            gives other values in ONNX Runtime than in PyTorch; nothing is written then.
     """
     require("exporting to ONNX", "export", "onnx", "onnxruntime", "onnxscript")
     directory, output = Path(directory), Path(output)
     model = _load(directory)
-    check_place(output, overwrite)
+    check_place(output, overwrite, _EXPORT)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(max(BATCH_SIZES), 3, *model.visual.image_size, generator=generator)
     texts = torch.randint(model.vocab_size, (max(BATCH_SIZES), model.context_length), generator=generator)
@@ -80,10 +82,7 @@ def _load(directory: Path) -> Any:
         raise FileNotFoundError(
             f"there is no {weights}; give a model directory in open_clip's form, as diffclip convert makes them"
         )
-    model_cfg, _ = read_config(directory)
-    place = Path(model_cfg["text_cfg"].get("hf_model_name", directory))
-    if place.is_absolute() and not place.is_dir():
-        raise FileNotFoundError(f"{directory} was moved from {place}; correct it with: diffclip convert DIR DIR")
+    check_text_place(directory)
     return open_clip.create_model(f"local-dir:{directory}").eval()
 
 

@@ -1,19 +1,83 @@
-"""Outputs that appear whole or not at all, written beside their place and then renamed; and hashes of files."""
+"""Outputs that appear whole or not at all, and take the place of nothing but their like; and hashes of files."""
 
 import hashlib
-import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
+_LITTER = (".DS_Store", "Thumbs.db")  # of desktops, in every folder that was looked at
 
-def check_place(out: Path, overwrite: bool = False) -> None:
-    """Refuse an output path before work for it begins; raises as :func:`staged`."""
-    if out.exists() and not overwrite:
+
+@dataclass(frozen=True)
+class Folder:
+    """What the directories that a command makes look like, and so which ones it may replace.
+
+    Attributes:
+        what: one of them in words, with an article.
+        names: patterns (``fnmatch``'s) of all files and folders that are ever in one, as paths from it.
+        mark: the name that is never missing.
+    """
+
+    what: str
+    names: tuple[str, ...]
+    mark: str
+
+    def difference(self, path: Path) -> str | None:
+        """Why the directory ``path``, which is not empty, is none of them; None where it is one."""
+        inside = (entry.relative_to(path).as_posix() for entry in path.rglob("*") if entry.name not in _LITTER)
+        for name in inside:
+            if not any(fnmatchcase(name, pattern) for pattern in self.names):
+                return f"it has {name} in it"
+        return None if (path / self.mark).exists() else f"it has no {self.mark}"
+
+
+def check_place(out: Path, overwrite: bool = False, ours: Folder | None = None, inputs: Iterable[Path] = ()) -> None:
+    """Refuse an output path before work for it begins.
+
+    Args:
+        overwrite: an old output may be replaced.
+        ours: what the output looks like if it is a directory. A directory is replaced only by one, and only if it looks
+            so or is empty; an empty one needs no ``overwrite``.
+        inputs: what the output is made from, which must not go with the old one.
+
+    Raises:
+        FileExistsError: ``out`` exists, and ``overwrite`` is not given or something else would be lost.
+        FileNotFoundError: the folder that ``out`` is to lie in does not exist.
+    """
+    place = out.resolve()
+    if ours is None and place.is_dir():
+        raise FileExistsError(f"{out} is a directory, which no file takes the place of; name a file")
+    if ours is not None and place.exists():
+        _check_directory(out, ours)
+    for path in inputs:
+        if path.exists() and path.resolve().is_relative_to(place):
+            raise FileExistsError(f"{path} is what is read, and would go with the old {out}; name another place")
+    _check_free(out, overwrite)
+
+
+def _check_directory(out: Path, ours: Folder) -> None:
+    place = out.resolve()
+    if not place.is_dir():
+        raise FileExistsError(f"{out} is a file, and {ours.what} is a directory; name another place")
+    if Path.cwd().is_relative_to(place):
+        raise FileExistsError(f"{out} is the working directory or above it; name another place, or work from elsewhere")
+    if not _is_empty(place) and (difference := ours.difference(place)):
+        raise FileExistsError(f"{out} is not just {ours.what}: {difference}. It is never replaced; name another place")
+
+
+def _check_free(out: Path, overwrite: bool) -> None:
+    place = out.resolve()
+    if place.exists() and not overwrite and not _is_empty(place):
         raise FileExistsError(f"{out} exists; name another place, or replace it with --overwrite")
-    if not out.absolute().parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {out.absolute().parent} to put {out.name} in")
+    if not place.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {place.parent} to put {place.name} in")
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and all(entry.name in _LITTER for entry in path.iterdir())
 
 
 @contextmanager
@@ -21,26 +85,36 @@ def staged(out: Path, overwrite: bool = False) -> Iterator[Path]:
     """A path inside a new temporary folder, to be made into ``out`` (a file or a directory) by the body.
 
     It takes ``out``'s place when the body ends well; otherwise nothing of it stays and an old ``out`` is untouched.
+    Where ``out`` is a symbolic link, what it leads to is replaced. Which directories may be replaced is for
+    :func:`check_place` to say, before.
 
     Raises:
-        FileExistsError: ``out`` exists, and ``overwrite`` is not given.
+        FileExistsError: ``out`` exists, and ``overwrite`` is not given; or one of the two is a file, the other none.
         FileNotFoundError: the folder that ``out`` is to lie in does not exist.
     """
-    check_place(out, overwrite)
-    out = out.absolute()
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", ignore_cleanup_errors=True) as folder:
-        new, old = Path(folder, out.name), Path(folder, f"{out.name}.old")
+    _check_free(out, overwrite)
+    place = out.resolve()
+    name = out.name if out.is_symlink() else place.name  # writers go by its ending
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{name}.", ignore_cleanup_errors=True) as folder:
+        new = Path(folder, name)
         yield new
-        if out.is_dir():  # a directory cannot be renamed over
-            out.rename(old)
-            try:
-                new.rename(out)
-            except BaseException:
-                old.rename(out)
-                raise
-            shutil.rmtree(old)
+        if place.exists() and place.is_dir() != new.is_dir():
+            raise FileExistsError(f"{out} is {'a directory' if place.is_dir() else 'a file'}; name another place")
+        if place.is_dir():
+            _swap(new, place, Path(folder, f"{name}.old"))
         else:
-            new.replace(out)
+            new.replace(place)
+
+
+def _swap(new: Path, place: Path, old: Path) -> None:
+    """Put ``new`` in the place of a directory, which cannot be renamed over, and that one at ``old``."""
+    try:
+        place.rename(old)
+        new.rename(place)
+    except BaseException:
+        if old.exists() and not place.exists():
+            old.rename(place)
+        raise
 
 
 def sha256(path: Path) -> str:

@@ -60,7 +60,7 @@ def add_commands(command: AddCommand) -> None:
     add_overwrite(sub)
 
     sub = command("lambdas", _lambdas, "The lambda of every layer, over training where there is a run.", _LAMBDAS)
-    sub.add_argument("src", metavar="SRC", help="checkpoint, converted directory, or run of open_clip_train")
+    sub.add_argument("src", metavar="SRC", help="what `diffclip convert` takes, or a run of open_clip_train")
     sub.add_argument("-o", "--output", type=Path, metavar="FILE", help="plot: .png or .svg")
-    sub.add_argument("--variant", choices=("static", "dynamic"), help="lambda_init, for weights that do not say")
+    sub.add_argument("--variant", choices=("static", "dynamic"), help="lambda_init, where SRC does not say")
     add_overwrite(sub)

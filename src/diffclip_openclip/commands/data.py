@@ -9,11 +9,12 @@ _DATA = """\
 examples:
   diffclip data torchvision cifar10 --source torchvision --data DATA --download
   diffclip data folder imagenet1k --source imagenet/val --data DATA
+  diffclip data folder my-images --source my-images --data DATA
   diffclip data karpathy flickr30k --annotations dataset_flickr30k.json --images flickr30k-images --data DATA
   diffclip data mmvp --source MMVP_VLM --data DATA
 
-Writes DATA/NAME/SPLIT in clip_benchmark's webdataset layout, which `diffclip evaluate` and clip_benchmark read.
-docs/data.md says where each data set comes from.
+Writes DATA/NAME/SPLIT in clip_benchmark's webdataset layout, which `diffclip evaluate` and clip_benchmark read; under
+a name of your own, `diffclip evaluate --dataset NAME` does. docs/data.md says where each data set comes from.
 """
 
 
@@ -66,7 +67,7 @@ def add_commands(command: AddCommand) -> None:
 
     sub = form("folder", _folder, "Images in a folder for each class: ImageNet and its variants, or any others.")
     sub.add_argument(
-        "name", metavar="NAME", help="imagenet1k, imagenetv2, imagenet-a, imagenet-r, imagenet_sketch, ..."
+        "name", metavar="NAME", help="imagenet1k, imagenetv2, imagenet-a, imagenet-r, imagenet_sketch, or your own"
     )
     sub.add_argument("--source", type=Path, required=True, metavar="DIR", help="the folder of the class folders")
     sub.add_argument("--split", default="test")

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from diffclip_openclip.commands.subcommand import AddCommand
+from diffclip_openclip.evaluation.suite import TASKS
 
 _EVALUATE = """\
 examples:
@@ -11,6 +12,7 @@ examples:
   diffclip evaluate --model local-dir:OUT --model ViT-B-16,openai --data DATA --output RESULTS --dry-run
   diffclip evaluate --model local-dir:OUT --data DATA --output RESULTS \\
       --data 'https://huggingface.co/datasets/clip-benchmark/wds_{dataset}/tree/main'
+  diffclip evaluate --model local-dir:OUT --data DATA --dataset my-images --output RESULTS
   torchrun --nproc-per-node 8 --no-python -- diffclip evaluate --model local-dir:OUT --data DATA --output RESULTS
 
 DATA has a folder for each data set, made by `diffclip data` (docs/data.md). What is done already is not done again.
@@ -31,18 +33,22 @@ def _evaluate(arguments: argparse.Namespace) -> list[str]:
 
     from diffclip_openclip.evaluation import runner
     from diffclip_openclip.evaluation.compute import Compute
+    from diffclip_openclip.evaluation.plan import dry_run, missing_lines, plan
 
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     compute = Compute(device, arguments.precision, arguments.batch_size, arguments.workers, arguments.seed)
-    jobs, missing = runner.plan(arguments.model, arguments.data)
+    jobs, missing = plan(arguments.model, arguments.data, arguments.dataset, arguments.task)
     if arguments.dry_run:
-        return runner.dry_run(jobs, missing)
+        return dry_run(jobs, missing, arguments.output, compute)
     if not jobs:
-        raise FileNotFoundError(f"{', '.join(arguments.data)} has none of the paper's data sets; see docs/data.md")
+        chosen = (
+            "the data sets and tasks that are named" if arguments.dataset or arguments.task else "the paper's data sets"
+        )
+        raise FileNotFoundError(f"{', '.join(arguments.data)} has none of {chosen}; see docs/data.md")
     failures = runner.evaluate(jobs, arguments.output, compute, tqdm.write)
     if failures:
         raise ValueError(f"{len(failures)} of {len(jobs)} failed, the others are in {arguments.output}: {failures[0]}")
-    return runner.missing_lines(missing)
+    return missing_lines(missing)
 
 
 def _pope(arguments: argparse.Namespace) -> list[str]:
@@ -69,9 +75,16 @@ def add_commands(command: AddCommand) -> None:
         metavar="ROOT",
         help="folder or URL with a folder for each data set, or with {dataset} in it; repeatable, the first counts",
     )
-    sub.add_argument("--suite", choices=("paper",), default="paper")
+    sub.add_argument(
+        "--dataset",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a folder of ROOT, the paper's or your own; repeatable; default: all of the paper's",
+    )
+    sub.add_argument("--task", action="append", default=[], choices=TASKS, help="repeatable; default: all")
     sub.add_argument("--output", type=Path, required=True, metavar="RESULTS", help="folder of the results")
-    sub.add_argument("--dry-run", action="store_true", help="say what would run and what is missing")
+    sub.add_argument("--dry-run", action="store_true", help="say what would run, what is there and what is missing")
     sub.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: cuda if there is one, else cpu")
     sub.add_argument("--precision", choices=("fp32", "amp", "amp_bf16"), default="fp32", help="as in open_clip")
     sub.add_argument("--batch-size", type=int, default=64)

@@ -18,4 +18,4 @@ class AddCommand(Protocol):
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
     """--overwrite."""
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace this command's own old output")

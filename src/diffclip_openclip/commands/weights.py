@@ -38,7 +38,7 @@ example:
 
 
 def _convert(arguments: argparse.Namespace) -> list[str]:
-    from diffclip_openclip.weights.convert import convert
+    from diffclip_openclip.weights import convert
 
     return convert(
         arguments.src, arguments.out, arguments.to, arguments.variant, arguments.preprocess, arguments.overwrite
@@ -46,13 +46,13 @@ def _convert(arguments: argparse.Namespace) -> list[str]:
 
 
 def _warm_start(arguments: argparse.Namespace) -> list[str]:
-    from diffclip_openclip.weights.warm_start import warm_start
+    from diffclip_openclip.weights import warm_start
 
     return warm_start(arguments.src, arguments.out, arguments.preprocess, arguments.overwrite)
 
 
 def _push(arguments: argparse.Namespace) -> list[str]:
-    from diffclip_openclip.weights.hub import push
+    from diffclip_openclip.weights import push
 
     address = push(arguments.out, arguments.repo, arguments.private)
     return [address, f"load it anywhere with open_clip.create_model_and_transforms('hf-hub:{arguments.repo}')"]
@@ -68,7 +68,7 @@ def add_commands(command: AddCommand) -> None:
     """Weights in and out."""
     sub = command("convert", _convert, "Weights of any layout into a directory for open_clip, or back.", _CONVERT)
     sub.add_argument(
-        "src", metavar="SRC", help="checkpoint file, directory made by this command, hf://owner/repo[/file]"
+        "src", metavar="SRC", help="checkpoint file, directory made by this command, hf://owner/repo[@revision][/file]"
     )
     sub.add_argument("out", metavar="OUT", type=Path, help="directory (or file, with --to) to write")
     sub.add_argument("--to", choices=("open_clip", "reference", "timm"), default="open_clip", help="layout of OUT")

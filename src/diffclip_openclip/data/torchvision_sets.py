@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from urllib.error import URLError
 
 from torchvision.datasets import CIFAR10, CIFAR100, DTD, FGVCAircraft, Flowers102, Food101
 
@@ -69,6 +70,8 @@ def write_splits(
             raise FileNotFoundError(
                 f"{source} does not hold {name} as torchvision unpacks it ({error}); --download fetches it"
             ) from error
+        except URLError as error:
+            raise ConnectionError(f"{name} cannot be downloaded to {source}: {error.reason}") from error
         samples = labelled.samples
         lines += split.write(
             (classified(*samples[index]) for index in range(len(samples))),

@@ -15,11 +15,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from diffclip_openclip.data.images import ImageSource, encode
-from diffclip_openclip.data.published import size_note
+from diffclip_openclip.evaluation.published import size_note
 from diffclip_openclip.extras import require
-from diffclip_openclip.files import staged
+from diffclip_openclip.files import Folder, check_place, staged
 
 SHARD_SIZE = 1000  # samples; readers decode shards in parallel
+_SHARDS = ("[0-9].tar", "[1-9][0-9].tar", "[1-9][0-9][0-9].tar", "[1-9][0-9][0-9][0-9].tar")
+_SPLIT = Folder("a split of a data set", ("nshards.txt", *_SHARDS), mark="nshards.txt")
 _METADATA = ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt")
 
 
@@ -97,6 +99,8 @@ class Split:
         if total == 0:
             raise ValueError(f"the source has no images for {self.dataset}/{self.name}")
         home = self.folder.parent
+        if home.is_dir():
+            check_place(self.folder, self.overwrite, _SPLIT)
         _check_metadata(home, metadata, self.overwrite)
         with _made(home), staged(self.folder, self.overwrite) as new:
             new.mkdir()

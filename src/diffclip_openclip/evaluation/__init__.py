@@ -1,6 +1,6 @@
 """The paper's evaluation: the work of ``diffclip evaluate`` and ``diffclip pope``.
 
-To read in this order: ``suite`` (data sets and tasks), ``model`` and ``layout`` (what is evaluated on what),
+To read in this order: ``suite`` and ``published`` (data sets, tasks and sizes), ``layout`` (where data lie),
 ``compute``, ``features``; the tasks ``zeroshot``, ``linear_probe``, ``few_shot``, ``mmvp``, ``pope``; ``results``
-(files) and ``runner``.
+(files), ``plan`` (what is evaluated on what) and ``runner``.
 """

@@ -6,12 +6,14 @@ Shape legend: B images, C width of the features.
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import webdataset as wds
 from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -19,8 +21,9 @@ from tqdm import tqdm
 
 from diffclip_openclip.evaluation.compute import Compute
 from diffclip_openclip.evaluation.layout import Place, shard_fingerprint
-from diffclip_openclip.evaluation.model import LoadedModel
 from diffclip_openclip.files import staged
+from diffclip_openclip.images import to_rgb
+from diffclip_openclip.loading import LoadedModel
 
 IMAGES = ["webp", "png", "jpg", "jpeg"]  # those that clip_benchmark reads
 
@@ -41,10 +44,10 @@ def probe_transform(loaded: LoadedModel) -> Any:
     return image_transform_v2(PreprocessCfg(**settings), is_train=False)
 
 
-def extract(loaded: LoadedModel, place: Place, split: str, compute: Compute, memory: Path) -> Features:
+def extract(loaded: LoadedModel, place: Place, split: str, compute: Compute, cache_dir: Path) -> Features:
     """Backbone features of a split, before the projection to the joint space, not normalised.
 
-    A shard's features are kept in ``memory`` under the hashes of model, shard and settings, so that they are never
+    A shard's features are kept in ``cache_dir`` under the hashes of model, shard and settings, so that they are never
     stale, and what was interrupted goes on at the first shard that is missing.
 
     Raises:
@@ -52,10 +55,10 @@ def extract(loaded: LoadedModel, place: Place, split: str, compute: Compute, mem
     """
     transform = probe_transform(loaded)
     settings = hashlib.sha256(f"{loaded.sha256} {transform} {compute.precision}".encode()).hexdigest()[:16]
-    folder = memory / "features" / settings
+    folder = cache_dir / "features" / settings
     files = []
     for index in range(place.shards[split]):
-        content = shard_fingerprint(place.shard(split, index), memory / "fingerprints")
+        content = shard_fingerprint(place.shard(split, index), cache_dir / "fingerprints")
         files.append(folder / f"{content}.safetensors")
     missing = [index for index, file in enumerate(files) if not file.is_file()]
     if missing:
@@ -136,12 +139,13 @@ class _ShardBatches(IterableDataset[Batch]):
 
 
 def read_shard(shard: str, fields: tuple[str, ...], transform: Any) -> Iterator[tuple[Any, ...]]:
-    """Transformed RGB images of a shard, each with other fields of its sample, decoded as clip_benchmark does.
+    """Transformed RGB images of a shard, each with other fields of its sample.
 
-    Nothing else in the shard is decoded: webdataset would unpickle some kinds of files.
+    Images are those that clip_benchmark gives, but for greys of 16 bits
+    (:func:`~diffclip_openclip.images.to_rgb`). Nothing else in the shard is decoded: webdataset would unpickle some
+    kinds of files.
     """
-    handler = wds.autodecode.ImageHandler("pil", extensions=IMAGES)
-    decode = wds.decode(handler, only=[*IMAGES, *fields])
+    decode = wds.decode(_decode_image, only=[*IMAGES, *fields])
     pipeline = wds.DataPipeline(wds.SimpleShardList(shard), wds.tarfile_to_samples(), decode)
     for sample in pipeline:
         image = next((sample[kind] for kind in IMAGES if kind in sample), None)
@@ -149,6 +153,14 @@ def read_shard(shard: str, fields: tuple[str, ...], transform: Any) -> Iterator[
             wanted = " or ".join(f".{field}" for field in fields)
             raise ValueError(f"the sample {sample['__key__']} lacks an image ({', '.join(IMAGES)}) or {wanted}")
         yield transform(image), *(sample[field] for field in fields)
+
+
+def _decode_image(key: str, data: bytes) -> Image.Image | None:
+    """A decoder in webdataset's sense, which leaves other files to others."""
+    if key.rpartition(".")[2].lower() not in IMAGES:
+        return None
+    with Image.open(BytesIO(data)) as image:
+        return to_rgb(image)
 
 
 def _in_batches(samples: Iterator[Any], size: int) -> Iterator[list[Any]]:

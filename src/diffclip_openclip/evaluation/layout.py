@@ -14,12 +14,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from diffclip_openclip.evaluation.suite import DataSet
 from diffclip_openclip.files import sha256, staged
 
 _TIMEOUT = 30  # seconds for a connection
 _HUB = "https://huggingface.co/datasets"
-_METADATA = ("classnames.txt", "dataset_type.txt")
+_CLASS_NAMES, _TEMPLATES, _TYPE = "classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt"
 
 
 @dataclass(frozen=True)
@@ -40,14 +39,55 @@ class Place:
         Raises:
             FileNotFoundError: there is no classnames.txt.
         """
-        text = _read_text(f"{_in_hub(self.base, 'raw')}/classnames.txt")
+        text = self._metadata(_CLASS_NAMES)
         if text is None:
-            raise FileNotFoundError(f"{self.base} has no classnames.txt; `diffclip data` writes it")
+            raise FileNotFoundError(f"{self.base} has no {_CLASS_NAMES}; `diffclip data` writes it")
         return [line.strip() for line in text.splitlines()]
 
+    @property
+    def has_class_names(self) -> bool:
+        return self._metadata(_CLASS_NAMES) is not None
 
-def locate(data_set: DataSet, roots: Sequence[str]) -> Place | None:
-    """The first of ``roots`` that has all splits of a data set.
+    @property
+    def has_captions(self) -> bool:
+        """Whether it is for retrieval."""
+        return (self._metadata(_TYPE) or "").strip() == "retrieval"
+
+    @cached_property
+    def templates(self) -> list[str]:
+        """Its own templates, with ``{c}`` for the class name; none if it brings none.
+
+        Raises:
+            ValueError: a line without ``{c}``, or with other braces.
+        """
+        lines = [line.strip() for line in (self._metadata(_TEMPLATES) or "").splitlines()]
+        for line in filter(None, lines):
+            if "{c}" not in line or set("{}") & set(line.replace("{c}", "")):
+                raise ValueError(
+                    f"{self.base}/{_TEMPLATES}: {line!r} must have {{c}} for the class, and no other braces"
+                )
+        return [line for line in lines if line]
+
+    def _metadata(self, name: str) -> str | None:
+        return _read_text(f"{_in_hub(self.base, 'raw')}/{name}")
+
+    def fingerprint(self, cache_dir: Path) -> str:
+        """SHA-256 of the content: shards and what says how to read them.
+
+        Hashing a local shard once is enough: ``cache_dir`` is a folder in which each one's hash is kept under its path,
+        size and time of change. Of remote shards the server's size, date and tag count.
+        """
+        digest = hashlib.sha256()
+        for name in (_CLASS_NAMES, _TEMPLATES, _TYPE):
+            digest.update(f"{name}:{self._metadata(name) or ''}".encode())
+        shards = [(split, index) for split, count in sorted(self.shards.items()) for index in range(count)]
+        for split, index in tqdm(shards, desc=f"fingerprint of {self.base}", leave=False, delay=2):
+            digest.update(f"{split}/{index}:{shard_fingerprint(self.shard(split, index), cache_dir)}".encode())
+        return digest.hexdigest()
+
+
+def locate(name: str, splits: Sequence[str], roots: Sequence[str], optional: Sequence[str] = ()) -> Place | None:
+    """The first of ``roots`` that has all ``splits`` of a data set, with what it has of the ``optional`` ones.
 
     A root is a folder or URL that has a folder for each data set; ``{dataset}`` in it stands for the data set's name.
 
@@ -56,31 +96,16 @@ def locate(data_set: DataSet, roots: Sequence[str]) -> Place | None:
         OSError: a URL that cannot be reached; that it is not there (HTTP 404) is no error.
     """
     for root in roots:
-        base = root.format(dataset=data_set.name) if "{dataset}" in root else f"{root.rstrip('/')}/{data_set.name}"
-        counts = {split: _num_shards(base, split) for split in data_set.splits}
+        base = root.replace("{dataset}", name) if "{dataset}" in root else f"{root.rstrip('/')}/{name}"
+        counts = {split: _num_shards(base, split) for split in (*splits, *optional)}
         found = {split: count for split, count in counts.items() if count is not None}
-        if len(found) == len(counts):
+        if found.keys() >= set(splits):
             return Place(base, found)
     return None
 
 
-def fingerprint(place: Place, memory: Path) -> str:
-    """SHA-256 of a data set's content: its shards and class names.
-
-    Hashing a local shard once is enough: ``memory`` is a folder in which each one's hash is kept under its path, size
-    and time of change. Of remote shards the server's size, date and tag count.
-    """
-    digest = hashlib.sha256()
-    for name in _METADATA:
-        digest.update((_read_text(f"{_in_hub(place.base, 'raw')}/{name}") or "").encode())
-    shards = [(split, index) for split, count in sorted(place.shards.items()) for index in range(count)]
-    for split, index in tqdm(shards, desc=f"fingerprint of {place.base}", leave=False, delay=2):
-        digest.update(f"{split}/{index}:{shard_fingerprint(place.shard(split, index), memory)}".encode())
-    return digest.hexdigest()
-
-
-def shard_fingerprint(shard: str, memory: Path) -> str:
-    """SHA-256 of one shard; see :func:`fingerprint`."""
+def shard_fingerprint(shard: str, cache_dir: Path) -> str:
+    """SHA-256 of one shard; see :meth:`Place.fingerprint`."""
     if _is_remote(shard):
         request = urllib.request.Request(shard, method="HEAD")
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
@@ -89,11 +114,11 @@ def shard_fingerprint(shard: str, memory: Path) -> str:
     path = Path(shard)
     state = path.stat()
     key = hashlib.sha256(repr((str(path.absolute()), state.st_size, state.st_mtime_ns)).encode()).hexdigest()
-    note = memory / key
+    note = cache_dir / key
     if note.is_file():
         return note.read_text(encoding="ascii")
     value = sha256(path)
-    memory.mkdir(parents=True, exist_ok=True)
+    cache_dir.mkdir(parents=True, exist_ok=True)
     with staged(note, overwrite=True) as new:
         new.write_text(value, encoding="ascii")
     return value
@@ -133,4 +158,6 @@ def _read_text(place: str) -> str | None:
         # the hub answers 401 for a repository that does not exist
         if error.code in (401, 403, 404):
             return None
-        raise
+        raise ConnectionError(f"{place} answers {error.code} {error.reason}; try again later") from error
+    except (OSError, ValueError) as error:  # ValueError: no such scheme or no host
+        raise ConnectionError(f"{place} cannot be reached: {error}") from error

@@ -75,11 +75,12 @@ def _is_constant(data: Features, num_classes: int, C: float) -> bool:
 
 def accuracy(predicted: torch.Tensor, labels: torch.Tensor, per_class: bool) -> float:
     """Share of hits; with ``per_class`` the mean over the classes that occur in ``labels`` of theirs."""
+    predicted, labels = predicted.cpu(), labels.cpu()  # Apple's GPUs have no float64
     hits = (predicted == labels).double()
     if not per_class:
         return hits.mean().item()
     present, index = labels.unique(return_inverse=True)
-    sums = torch.zeros(len(present), dtype=torch.float64, device=hits.device).scatter_add_(0, index, hits)
+    sums = torch.zeros(len(present), dtype=torch.float64).scatter_add_(0, index, hits)
     return (sums / index.bincount()).mean().item()
 
 
@@ -145,7 +146,12 @@ def hold_out(train: Features, seed: int) -> tuple[Features, Features]:
 
     tensorflow_datasets' train[:80%] of the protocol is a part of its own random order; here the order is drawn from
     ``seed``.
+
+    Raises:
+        ValueError: so few samples that nothing is held out.
     """
     order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(seed))
     cut = round(0.8 * len(order))
+    if cut == len(order):
+        raise ValueError(f"the training split has {len(order)} images, too few to hold out a fifth; give a split val")
     return Features(*(part[order[:cut]] for part in train)), Features(*(part[order[cut:]] for part in train))

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from diffclip_openclip.evaluation.compute import Compute
 from diffclip_openclip.evaluation.features import read_shard
 from diffclip_openclip.evaluation.layout import Place
-from diffclip_openclip.evaluation.model import LoadedModel
 from diffclip_openclip.evaluation.suite import MMVP_PAPER_PATTERNS, MMVP_PATTERNS
+from diffclip_openclip.loading import LoadedModel
 
 _PROMPT = "a photo of "
 
@@ -51,8 +51,8 @@ def pair_hits(similarity_P22: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def evaluate(loaded: LoadedModel, place: Place, compute: Compute) -> dict[str, Any]:
-    """Share of pairs that count, by pattern, and its means.
+def evaluate(loaded: LoadedModel, place: Place, compute: Compute) -> tuple[dict[str, Any], int]:
+    """Share of pairs that count, by pattern, and its means; and the number of images.
 
     A pair counts if each text prefers its own image to the other, so chance is 25 %.
 
@@ -62,7 +62,8 @@ def evaluate(loaded: LoadedModel, place: Place, compute: Compute) -> dict[str, A
     """
     model: Any = loaded.model
     hits = defaultdict(list)
-    for first, second in read_pairs(place, loaded.preprocess):
+    pairs = read_pairs(place, loaded.preprocess)
+    for first, second in pairs:
         images = torch.stack([first["image"], second["image"]]).to(compute.device)
         texts = loaded.tokenizer([_PROMPT + sample["statement"] for sample in (first, second)]).to(compute.device)
         with compute.autocast():
@@ -71,8 +72,9 @@ def evaluate(loaded: LoadedModel, place: Place, compute: Compute) -> dict[str, A
         hits[first["pattern"]].append(pair_hits(similarity[None]).item())
     shares = {name: sum(hits[name]) / len(hits[name]) for name in MMVP_PATTERNS if name in hits}
     paper = [shares[name] for name in MMVP_PAPER_PATTERNS if name in shares]
-    return {
+    metrics = {
         "patterns": shares,
         "mean_7": sum(paper) / len(paper) if len(paper) == len(MMVP_PAPER_PATTERNS) else None,
         "mean_9": sum(shares.values()) / len(shares) if len(shares) == len(MMVP_PATTERNS) else None,
     }
+    return metrics, 2 * len(pairs)

@@ -57,7 +57,7 @@ def score(questions: Path, answers: Path) -> dict[str, float]:
         raise ValueError(
             f"{questions} has {len(labels)} questions and {answers} {len(said)} answers: {len(missing)} questions have "
             f"no answer{_some(missing)}, {len(unknown)} answers no question{_some(unknown)}; they must agree in "
-            "question_id one to one"
+            "question_id one to one (LLaVA's own llava_pope_test.jsonl has other ids: see examples/llava)"
         )
     return metrics([said[key] for key in labels], list(labels.values()))
 
@@ -111,6 +111,5 @@ def save(questions: Path, answers: Path, category: str, label: str, results: Pat
         checkpoint_sha256=sha256(answers),
         dataset_sha256=sha256(questions),
         precision="fp32",
-        seed=0,
     )
     return write(identity, results, score(questions, answers), "cpu", time.monotonic() - start)

@@ -1,9 +1,8 @@
-"""The work of ``diffclip evaluate``: every task of the paper whose data are there, for each model."""
+"""The work of ``diffclip evaluate``: jobs are run, a model after another, and their results written."""
 
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
@@ -15,80 +14,52 @@ import torch.distributed as dist
 from diffclip_openclip.evaluation import few_shot, linear_probe, mmvp, zeroshot
 from diffclip_openclip.evaluation.compute import Compute
 from diffclip_openclip.evaluation.features import Features, extract
-from diffclip_openclip.evaluation.layout import Place, fingerprint, locate
-from diffclip_openclip.evaluation.model import LoadedModel, load_model
+from diffclip_openclip.evaluation.plan import Job, settings_of
 from diffclip_openclip.evaluation.results import Identity, headline, is_done, write
-from diffclip_openclip.evaluation.suite import DATA_SETS, FEW_SHOT, LINEAR_PROBE, MMVP, RETRIEVAL, ZERO_SHOT, DataSet
+from diffclip_openclip.evaluation.suite import FEW_SHOT, LINEAR_PROBE, MMVP, RETRIEVAL, ZERO_SHOT
+from diffclip_openclip.loading import LoadedModel, load_model
 
 _PATIENCE = timedelta(days=30)  # a process that is done waits for those that are not
 
 
-@dataclass(frozen=True)
-class Job:
-    """All tasks of a model on a data set, which share features or logits."""
-
-    spec: str
-    data_set: DataSet
-    place: Place
-
-
-def plan(specs: Sequence[str], roots: Sequence[str]) -> tuple[list[Job], list[DataSet]]:
-    """The jobs whose data are there, a model after another, and the data sets that are missing.
-
-    Raises:
-        ValueError: a data set whose files contradict each other.
-        OSError: a URL that cannot be reached.
-    """
-    places = {data_set: locate(data_set, roots) for data_set in DATA_SETS}
-    jobs = [
-        Job(spec, data_set, place)
-        for spec in dict.fromkeys(specs)
-        for data_set, place in places.items()
-        if place is not None
-    ]
-    return jobs, [data_set for data_set, place in places.items() if place is None]
-
-
-def dry_run(jobs: Iterable[Job], missing: Iterable[DataSet]) -> list[str]:
-    """What :func:`evaluate` would do, as lines."""
-    lines = [f"{job.spec}: {', '.join(job.data_set.tasks)} on {job.data_set.name} ({job.place.base})" for job in jobs]
-    return lines + missing_lines(missing)
-
-
-def missing_lines(missing: Iterable[DataSet]) -> list[str]:
-    """One line for each data set that is not there, with what it is missing."""
-    return [
-        f"missing: {data_set.name}, splits {', '.join(data_set.splits)}, for {', '.join(data_set.tasks)}; "
-        "`diffclip data` prepares it (docs/data.md)"
-        for data_set in missing
-    ]
-
-
-def evaluate(jobs: Sequence[Job], results: Path, compute: Compute, say: Callable[[str], None]) -> list[str]:
+def evaluate(jobs: Sequence[Job], results: Path, compute: Compute, log: Callable[[str], None]) -> list[str]:
     """Run jobs, writing each result when it is there; what is done already is not done again.
 
     Under torchrun, the processes take jobs in turns.
 
     Args:
-        say: is told of each result.
+        log: is told of each result.
 
     Returns:
-        a line for each job that failed. A failure does not keep others from running.
+        a line for each job that failed. A failure, of a model too, does not keep others from running.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if compute.device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     failures: list[str] = []
     for spec, group in groupby(jobs[rank::world], key=lambda job: job.spec):
-        loaded = load_model(spec, compute.device)
-        for job in group:
-            try:
-                for path in _run(job, loaded, results, compute):
-                    say(headline(path))
-            except Exception as error:  # whatever a data set does to the hosts, the other tasks go on
-                failures.append(f"{spec} on {job.data_set.name}: {type(error).__name__}: {error}")
-                say(f"failed: {failures[-1]}")
+        failures += _evaluate_model(spec, list(group), results, compute, log)
     return _gathered(failures, world)
+
+
+def _evaluate_model(
+    spec: str, jobs: Sequence[Job], results: Path, compute: Compute, log: Callable[[str], None]
+) -> list[str]:
+    """Failures of a model's jobs; all of them fail where it cannot be loaded."""
+    try:
+        loaded = load_model(spec, compute.device)
+    except Exception as error:
+        log(f"failed: {spec}: {type(error).__name__}: {error}")
+        return [f"{spec} on {job.data_set.name}: {type(error).__name__}: {error}" for job in jobs]
+    failures = []
+    for job in jobs:
+        try:
+            for path in _run(job, loaded, results, compute):
+                log(headline(path))
+        except Exception as error:  # whatever a data set does to the hosts, the other tasks go on
+            failures.append(f"{spec} on {job.data_set.name}: {type(error).__name__}: {error}")
+            log(f"failed: {failures[-1]}")
+    return failures
 
 
 def _gathered(failures: list[str], world: int) -> list[str]:
@@ -104,7 +75,7 @@ def _gathered(failures: list[str], world: int) -> list[str]:
 
 def _run(job: Job, loaded: LoadedModel, results: Path, compute: Compute) -> Iterable[Path]:
     """Result files of a job, those that were there and those that are new."""
-    data_sha256 = fingerprint(job.place, results / "cache" / "fingerprints")
+    data_sha256 = job.place.fingerprint(results / "cache" / "fingerprints")
     source = _Source(job, loaded, results / "cache", compute)
     for task in job.data_set.tasks:
         identities = [
@@ -117,55 +88,58 @@ def _run(job: Job, loaded: LoadedModel, results: Path, compute: Compute) -> Iter
                 checkpoint_sha256=loaded.sha256,
                 dataset_sha256=data_sha256,
                 precision=compute.precision,
-                seed=compute.seed,
+                seed=seed,
                 templates=templates,
+                architecture=loaded.architecture,
             )
-            for templates in (zeroshot.TEMPLATES if task == ZERO_SHOT else [None])
+            for templates, seed in settings_of(job, task, compute.seed)
         ]
         if not all(is_done(identity, results) for identity in identities):
             start = time.monotonic()
-            outcome = source.measure(task)
+            outcome, images = source.measure(task)
             seconds = time.monotonic() - start
             for identity in identities:
                 metrics = outcome[identity.templates] if identity.templates else outcome
-                write(identity, results, metrics, compute.device, seconds)
+                write(identity, results, metrics, compute.device, seconds, images)
         yield from (identity.path(results) for identity in identities)
 
 
 class _Source:
     """A model on a data set; its features are extracted once for all tasks that take them."""
 
-    def __init__(self, job: Job, loaded: LoadedModel, memory: Path, compute: Compute) -> None:
-        self.job, self.loaded, self.memory, self.compute = job, loaded, memory, compute
-        self._parts: tuple[Features, Features, Features] | None = None
+    def __init__(self, job: Job, loaded: LoadedModel, cache_dir: Path, compute: Compute) -> None:
+        self.job, self.loaded, self.cache_dir, self.compute = job, loaded, cache_dir, compute
+        self._splits: dict[str, Features] = {}
 
-    def measure(self, task: str) -> Any:
-        """Metrics of a task; for zero-shot classification those of each template set."""
-        data_set, compute = self.job.data_set, self.compute
+    def measure(self, task: str) -> tuple[Any, dict[str, int]]:
+        """Metrics of a task, for zero-shot classification those of each template set; and images by split."""
+        loaded, place, compute = self.loaded, self.job.place, self.compute
         torch.manual_seed(compute.seed)
+        metrics: Any
         if task == ZERO_SHOT:
-            return zeroshot.classify(self.loaded, self.job.place, compute, self.memory)
-        if task == RETRIEVAL:
-            return zeroshot.retrieve(self.loaded, self.job.place, compute)
-        if task == MMVP:
-            return mmvp.evaluate(self.loaded, self.job.place, compute)
+            metrics, count = zeroshot.classify(loaded, place, compute, self.cache_dir, self.job.templates)
+        elif task == RETRIEVAL:
+            metrics, count = zeroshot.retrieve(loaded, place, compute)
+        elif task == MMVP:
+            metrics, count = mmvp.evaluate(loaded, place, compute)
+        else:
+            return self._measure_features(task), {split: len(part.labels) for split, part in self._splits.items()}
+        return metrics, {"test": count}
+
+    def _measure_features(self, task: str) -> dict[str, float]:
+        data_set = self.job.data_set
         train, val, test = self._train_val_test()
         if task == LINEAR_PROBE:
             return linear_probe.evaluate(train, val, test, data_set.mean_per_class, data_set.name)
         assert task == FEW_SHOT
-        return few_shot.evaluate(train, test, compute.seed, title=data_set.name)
+        return few_shot.evaluate(train, test, self.compute.seed, title=data_set.name)
 
     def _train_val_test(self) -> tuple[Features, Features, Features]:
-        if self._parts is None:
-            splits = {
-                split: extract(self.loaded, self.job.place, split, self.compute, self.memory)
-                for split in self.job.data_set.splits
-            }
-            if "val" in splits:
-                train, val = splits["train"], splits["val"]
-            else:
-                train, val = linear_probe.hold_out(splits["train"], self.compute.seed)
-            parts = [Features(*(tensor.to(self.compute.device) for tensor in part)) for part in (train, val)]
-            test = Features(*(tensor.to(self.compute.device) for tensor in splits["test"]))
-            self._parts = (parts[0], parts[1], test)
-        return self._parts
+        if not self._splits:
+            for split in self.job.data_set.splits:
+                part = extract(self.loaded, self.job.place, split, self.compute, self.cache_dir)
+                self._splits[split] = Features(*(tensor.to(self.compute.device) for tensor in part))
+        train, test = self._splits["train"], self._splits["test"]
+        if "val" in self._splits:
+            return train, self._splits["val"], test
+        return *linear_probe.hold_out(train, self.compute.seed), test

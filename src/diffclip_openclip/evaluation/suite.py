@@ -12,6 +12,7 @@ RETRIEVAL = "zeroshot_retrieval"
 LINEAR_PROBE = "linear_probe"
 FEW_SHOT = "few_shot"
 MMVP = "mmvp"
+TASKS = (ZERO_SHOT, RETRIEVAL, LINEAR_PROBE, FEW_SHOT, MMVP)  # of ``diffclip evaluate``
 POPE = "pope"
 
 

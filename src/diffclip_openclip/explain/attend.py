@@ -7,13 +7,13 @@ from typing import TypeVar
 from PIL import Image
 from tqdm import tqdm
 
-from diffclip_openclip.evaluation.model import LoadedModel, load_model
 from diffclip_openclip.explain.layer_pictures import layers_figure
 from diffclip_openclip.explain.looks import LayerLook, TextLook, look_at_layers, look_for_texts
 from diffclip_openclip.explain.page import page
 from diffclip_openclip.explain.pictures import COLORMAP, check_colormap, relevance_figure
 from diffclip_openclip.explain.views import read_image
 from diffclip_openclip.files import check_place, staged
+from diffclip_openclip.loading import LoadedModel, load_model
 
 _PICTURES, _PAGE = (".png", ".svg"), ".html"
 _Look = TypeVar("_Look")
@@ -36,7 +36,7 @@ def attend(
     instead, for which texts, ``method``, ``start_layer`` and ``colormap`` are of no account. A page (HTML) has both.
 
     Args:
-        models: ``NAME`` or ``NAME,PRETRAINED``, as :func:`~diffclip_openclip.evaluation.model.load_model` takes them.
+        models: ``NAME`` or ``NAME,PRETRAINED``, as :func:`~diffclip_openclip.loading.load_model` takes them.
         method, start_layer: as :func:`~diffclip_openclip.explain.relevance.relevance` takes them.
         colormap: of the relevance; matplotlib's name, "jet" is the paper's.
 
@@ -46,14 +46,14 @@ def attend(
     Raises:
         ValueError: no image, model or text; an image, model, method, layer, colour map or kind of file that cannot be.
         FileNotFoundError: an image or weights that are not there, or no folder for ``out``.
-        FileExistsError: ``out`` exists, and ``overwrite`` is not given.
+        FileExistsError: ``out`` exists, and ``overwrite`` is not given, or it is a directory or one of ``images``.
         ImportError: matplotlib is not installed.
     """
     kind = out.suffix.lower()
     if kind not in (*_PICTURES, _PAGE):
         raise ValueError(f"{out} is neither a picture ({' or '.join(_PICTURES)}) nor a page ({_PAGE})")
     _check_given(images, texts, models, needs_text=kind == _PAGE or not maps)
-    check_place(out, overwrite)
+    check_place(out, overwrite, inputs=images)
     check_colormap(colormap)
     opened, names = [read_image(path) for path in images], [path.name for path in images]
 
@@ -87,6 +87,11 @@ def _check_given(images: Sequence[Path], texts: Sequence[str], models: Sequence[
         raise ValueError("there is no text to look for; give at least one with --text, or draw --maps, which need none")
     if any(not text.strip() for text in texts):
         raise ValueError("a --text is empty; say what to look for")
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"--text {text!r} is no text in the terminal's encoding; it must be UTF-8") from error
 
 
 def _look(

@@ -20,14 +20,14 @@ def show_lambdas(
     """The lambdas of ``source`` as lines of a table, and their plot in ``out`` (PNG or SVG) where it is given.
 
     Args:
-        source: a checkpoint file, a directory that ``diffclip convert`` takes, or a run of open_clip's trainer, of
-            which every checkpoint is read and the last one tabled in full.
-        variant: "static" or "dynamic", for weights that do not say.
+        source: a checkpoint file, a directory or an address on the hub that ``diffclip convert`` takes, or a run of
+            open_clip's trainer, of which every checkpoint is read and the last one tabled in full.
+        variant: "static" or "dynamic", for weights or a run that do not say.
 
     Raises:
         ValueError: weights without DiffCLIP's lambda, a ``variant`` that does not apply, or another kind of ``out``.
         FileNotFoundError: no such checkpoint, or no folder for ``out``.
-        FileExistsError: ``out`` exists, and ``overwrite`` is not given.
+        FileExistsError: ``out`` exists, and ``overwrite`` is not given, or it is a directory.
         ImportError: matplotlib is not installed, and ``out`` is given.
     """
     if out is not None:
@@ -36,9 +36,7 @@ def show_lambdas(
         check_place(out, overwrite)
         check_colormap(COLORMAP)
     if _is_run(Path(source)):
-        if variant is not None:
-            raise ValueError(f"a run's own settings say which variant it is; leave out {variant!r}")
-        run = lambdas_over_training(source)
+        run = lambdas_over_training(source, variant)
         layers, over_training = run[-1].layers, run if len(run) > 1 else []
     else:
         layers, over_training = lambdas(source, variant), []

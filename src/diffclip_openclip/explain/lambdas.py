@@ -20,7 +20,7 @@ from diffclip_openclip.explain.towers import attention_layers
 from diffclip_openclip.weights.architecture import Architecture
 from diffclip_openclip.weights.checkpoint import read_checkpoint
 from diffclip_openclip.weights.reference import depth_of, from_reference
-from diffclip_openclip.weights.source import load_source
+from diffclip_openclip.weights.source import load_source, locate
 
 # what stands before a layer's index and before its vectors, in open_clip's layout
 _LAYERS = {"image": "visual.trunk.blocks.", "text": "text.transformer.layers."}
@@ -62,11 +62,12 @@ def lambdas(
 
     Args:
         model_or_checkpoint: an open_clip model; a state dict in open_clip's or the authors' layout; or a checkpoint
-            file or a directory that ``diffclip convert`` takes.
+            file, a directory or an address on the hub (``hf://owner/repo``) that ``diffclip convert`` takes.
         variant: "static" (lambda_init 0.8, the default) or "dynamic" (DiffCLIP*), for weights that do not say.
 
     Raises:
         FileNotFoundError: no such checkpoint.
+        ConnectionError: the hub cannot be reached.
         ValueError: no such attention: plain; version 2, whose lambda is another for each token and image (see
             :func:`~diffclip_openclip.explain.maps.attention_maps`); an image tower without a CLIP around it; or a
             variant that does not apply.
@@ -80,18 +81,19 @@ def lambdas(
             raise ValueError(f"variant is {variant!r}; it must be 'static' or 'dynamic'")
         lambda_init = DYNAMIC if variant == "dynamic" else LAMBDA_INIT
         return _of_weights(_in_open_clip_layout(model_or_checkpoint), dict.fromkeys(_LAYERS, lambda_init))
-    path = Path(model_or_checkpoint)
+    path, _ = locate(str(model_or_checkpoint))
     if path.is_file() and "blocks.0.norm1.weight" in read_checkpoint(path):
-        raise ValueError(f"{path} holds a timm image tower alone; give a CLIP's weights")
+        raise ValueError(f"{model_or_checkpoint} holds a timm image tower alone; give a CLIP's weights")
     source = load_source(str(path), variant)
     return _of_weights(source.state_dict, _lambda_inits(source.architecture))
 
 
-def lambdas_over_training(directory: str | Path) -> list[EpochLambdas]:
+def lambdas_over_training(directory: str | Path, variant: str | None = None) -> list[EpochLambdas]:
     """The lambdas of each checkpoint that open_clip's trainer left of a run, by epoch.
 
     Args:
         directory: the run's folder or the ``checkpoints`` in it, with ``epoch_1.pt`` and so on or ``epoch_latest.pt``.
+        variant: "static" or "dynamic", for a run whose params.txt is missing or names a model that is not here.
 
     Raises:
         FileNotFoundError: no such checkpoint there.
@@ -108,7 +110,7 @@ def lambdas_over_training(directory: str | Path) -> list[EpochLambdas]:
             f"there is no epoch_1.pt or the like, nor {_LATEST}, in {folder}; give a run's folder, "
             "as open_clip_train makes it"
         )
-    lambda_inits = _lambda_inits(load_source(str(next(iter(paths.values())))).architecture)
+    lambda_inits = _lambda_inits(load_source(str(next(iter(paths.values()))), variant).architecture)
     run = []
     for epoch, path in tqdm(sorted(paths.items()), desc="checkpoints", unit="file"):
         weights = read_checkpoint(path)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from PIL import Image
 from torch import Tensor
 
-from diffclip_openclip.evaluation.model import LoadedModel
 from diffclip_openclip.explain.maps import LayerMaps, attention_maps
 from diffclip_openclip.explain.relevance import Relevance, relevance
 from diffclip_openclip.explain.towers import Tokens, tokens_of
 from diffclip_openclip.explain.views import Pixels, view
+from diffclip_openclip.loading import LoadedModel
 
 
 @dataclass(frozen=True)

@@ -9,45 +9,40 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from diffclip_openclip.images import to_rgb
+
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 _MAX_ASPECT = 100  # resizing the shorter side of a thinner strip to a model's size would take gigabytes
 _DISPLAY = 384  # pixels of a view's shorter side, at least
 
 
 def read_image(path: Path) -> Image.Image:
-    """The image in ``path``, upright (EXIF), RGB, 8 bit; transparency on white; the first frame of an animation.
+    """The image in ``path``, upright (EXIF), as :func:`~diffclip_openclip.images.to_rgb`; an animation's first frame.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not an image, cut short, too large for Pillow's limit, more than 100 times as long as wide, or of
-            floating-point pixels, whose range is not known.
+            pixels whose range is not known.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no image file {path}")
     try:
         with Image.open(path) as file:
-            image = _as_rgb(ImageOps.exif_transpose(file), path)
+            upright = ImageOps.exif_transpose(file)
     except UnidentifiedImageError as error:
         raise ValueError(f"{path} is no image that Pillow can read (PNG, JPEG, WebP, TIFF, GIF, BMP, ...)") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path}: {error}; make it smaller first, models see a few hundred pixels") from error
     except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for damaged PNGs
         raise ValueError(f"{path} is cut short or damaged: {error}") from error
+    try:
+        image = to_rgb(upright)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if max(image.size) > _MAX_ASPECT * min(image.size):
         size = f"{image.width} x {image.height} pixels"
         raise ValueError(f"{path} has {size}; one side may be at most {_MAX_ASPECT} times the other")
     return image
-
-
-def _as_rgb(image: Image.Image, path: Path) -> Image.Image:
-    if image.mode == "F":
-        raise ValueError(f"{path} has floating-point pixels, whose range is not known; save it with 8 bits a channel")
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
-        image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).round().astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
 
 
 def view(image: Image.Image, preprocess_cfg: Mapping[str, Any]) -> Pixels:

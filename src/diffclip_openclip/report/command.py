@@ -4,16 +4,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffclip_openclip.extras import require
-from diffclip_openclip.files import check_place, staged
+from diffclip_openclip.files import Folder, check_place, staged
 from diffclip_openclip.report.draw import save_figures
 from diffclip_openclip.report.entries import our_entries, paper_entries
 from diffclip_openclip.report.figures import make_figures
+from diffclip_openclip.report.layouts import LAYOUTS
+from diffclip_openclip.report.models import Model, read_models
 from diffclip_openclip.report.page import make_page
 from diffclip_openclip.report.paper import load_paper
 from diffclip_openclip.report.remarks import remarks
 from diffclip_openclip.report.render import csv_text, markdown
-from diffclip_openclip.report.results import Model, read_models
 from diffclip_openclip.report.tables import make_tables
+
+_REPORT = Folder(
+    "a report",
+    (
+        *("index.html", "tables", "figures", "figures/figure?.png", "figures/figure?.svg"),
+        *(f"tables/{layout.name}.{ending}" for layout in LAYOUTS for ending in ("md", "csv")),
+    ),
+    mark="index.html",
+)
 
 
 def report(
@@ -32,10 +42,10 @@ def report(
     Raises:
         ImportError: matplotlib is not installed.
         FileNotFoundError: ``results``, or the folder that ``output`` is to lie in, does not exist.
-        FileExistsError: ``output`` exists, and ``overwrite`` is not given.
+        FileExistsError: ``output`` exists, and ``overwrite`` is not given, or it is not just an old report.
         ValueError: no results, a file that is none, an unknown name, or options that exclude each other.
     """
-    check_place(output, overwrite)
+    check_place(output, overwrite, _REPORT, inputs=[results] if results else [])
     require("diffclip report", "plot", "matplotlib")
     models = _models(results, paper_only, match, baseline)
     rows = load_paper()

@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from diffclip_openclip.report.models import Model
 from diffclip_openclip.report.paper import PaperRow, find_row
-from diffclip_openclip.report.results import Model
 from diffclip_openclip.report.scores import Score
 
 OTHER = "other"  # the family of a model that the paper has no counterpart of
@@ -77,7 +77,7 @@ def our_entries(
 
 def _plain(model: Model, row: PaperRow | None, paper: Mapping[str, Entry]) -> Entry:
     if row is None:
-        return Entry(model.name, _family(model.open_clip_name), model.scores, is_ours=True)
+        return Entry(model.name, _family(model.architecture or ""), model.scores, is_ours=True)
     return Entry(model.name, row.model, model.scores, row.pretraining, is_ours=True, paper=paper[row.name])
 
 
@@ -101,14 +101,16 @@ def _check_model(name: str, models: Sequence[Model], option: str) -> None:
 
 
 def _default_baseline(model: Model, models: Sequence[Model]) -> str | None:
-    size = re.fullmatch(r"DiffCLIP-(?:V2-)?(.+?)(?:-vision|-dynamic)?", model.open_clip_name)
-    candidates = [other.name for other in models if size and other.open_clip_name == f"CLIP-{size[1]}-baseline"]
-    return candidates[0] if len(candidates) == 1 else None
+    size = re.fullmatch(r"DiffCLIP-(?:V2-)?(.+?)(?:-vision|-dynamic)?", model.architecture or "")
+    candidates = [other for other in models if size and other.architecture == f"CLIP-{size[1]}-baseline"]
+    if len(candidates) > 1:
+        candidates = [other for other in candidates if other.is_set_as(model)]
+    return candidates[0].name if len(candidates) == 1 else None
 
 
-def _family(open_clip_name: str) -> str:
-    if re.fullmatch(r"CLIP-.+-baseline", open_clip_name):
+def _family(architecture: str) -> str:
+    if re.fullmatch(r"CLIP-.+-baseline", architecture):
         return "CLIP"
-    if not open_clip_name.startswith("DiffCLIP-") or open_clip_name.startswith("DiffCLIP-V2-"):
+    if not architecture.startswith("DiffCLIP-") or architecture.startswith("DiffCLIP-V2-"):
         return OTHER
-    return {"dynamic": "DiffCLIP*", "vision": "DiffCLIP†"}.get(open_clip_name.rpartition("-")[2], "DiffCLIP")
+    return {"dynamic": "DiffCLIP*", "vision": "DiffCLIP†"}.get(architecture.rpartition("-")[2], "DiffCLIP")

@@ -10,9 +10,9 @@ from string import Template
 from diffclip_openclip import __version__
 from diffclip_openclip.report.entries import Entry
 from diffclip_openclip.report.figures import Figure
+from diffclip_openclip.report.models import Model
 from diffclip_openclip.report.provenance import provenance_html
 from diffclip_openclip.report.render import html
-from diffclip_openclip.report.results import Model
 from diffclip_openclip.report.tables import Table, title_of
 
 # figures and tables by name, in the order of the page

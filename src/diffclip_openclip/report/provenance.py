@@ -6,7 +6,8 @@ from html import escape
 from typing import Any
 
 from diffclip_openclip.report.entries import Entry
-from diffclip_openclip.report.results import Model, Result
+from diffclip_openclip.report.models import Model
+from diffclip_openclip.report.results import Result
 from diffclip_openclip.report.tables import title_of
 
 # titles of columns, and the fields of a result file that they show
@@ -17,6 +18,7 @@ _COLUMNS = {
     "device": "device",
     "precision": "precision",
     "seed": "seed",
+    "images": "images",
     "checkpoint sha256 (POPE: of the answers)": "checkpoint_sha256",
     "data set sha256": "dataset_sha256",
     "versions": "versions",
@@ -34,6 +36,7 @@ def _model(model: Model) -> str:
     rows = "\n".join(_row(result) for result in model.results)
     facts = {
         "open_clip model": model.results[0].content["model"],
+        "architecture": model.architecture,
         "weights": model.results[0].content.get("pretrained"),
     }
     text = "<br>".join(f"{name}: <code>{escape(_text(value))}</code>" for name, value in facts.items())

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 
+from diffclip_openclip.evaluation.published import deviations
 from diffclip_openclip.report.entries import Entry
-from diffclip_openclip.report.results import Model
+from diffclip_openclip.report.models import Model
 
 
 def remarks(models: Sequence[Model], ours: Sequence[Entry]) -> list[str]:
-    """Sentences on results that are left out, compared with nothing, or of different data."""
-    return [*_left_out(models), *_not_compared(ours), *_different_data(models)]
+    """Sentences on results that are left out, compared with nothing, of different data, or of a part of the data."""
+    return [*_left_out(models), *_not_compared(ours), *_different_data(models), *_not_published(models)]
 
 
 def _left_out(models: Sequence[Model]) -> Iterator[str]:
@@ -32,3 +33,15 @@ def _different_data(models: Sequence[Model]) -> Iterator[str]:
     names = [name for name, found in hashes.items() if len(found) > 1]
     if names:
         yield f"Not all models saw the same data of {', '.join(sorted(names))}: see the hashes at the end."
+
+
+def _not_published(models: Sequence[Model]) -> Iterator[str]:
+    found: dict[str, set[str]] = {}
+    for model in models:
+        for result in model.results:
+            unlike = deviations(result.content["dataset"], result.content["images"])
+            if unlike:
+                found.setdefault(result.content["dataset"], set()).update(unlike)
+    if found:
+        parts = "; ".join(f"{name}, {', '.join(sorted(found[name]))}" for name in sorted(found))
+        yield f"Not to be compared with others' numbers, as the data are not of the published size: {parts}."

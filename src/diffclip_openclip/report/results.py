@@ -1,27 +1,38 @@
-"""Reads what ``diffclip evaluate`` wrote: RESULTS/<model>/<task>/<name>.json, metrics as fractions."""
+"""Reads and checks what ``diffclip evaluate`` wrote: RESULTS/<model>/<task>/<name>.json, metrics as fractions."""
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from diffclip_openclip.evaluation.suite import (
     DATA_SETS,
-    FEW_SHOT,
-    LINEAR_PROBE,
     MMVP,
     MMVP_PATTERNS,
     POPE,
     POPE_CATEGORIES,
     RETRIEVAL,
+    TASKS,
     ZERO_SHOT,
 )
-from diffclip_openclip.report.scores import RECALLS, TEMPLATES, Score, with_means
+from diffclip_openclip.report.scores import RECALLS, TEMPLATES, Score
 
-_TASKS = (ZERO_SHOT, RETRIEVAL, LINEAR_PROBE, FEW_SHOT, MMVP, POPE)
-_FIELDS = ("dataset", "model", "label", "checkpoint_sha256", "metrics", "versions", "device", "precision", "date")
+_TASKS = (*TASKS, POPE)
+_FIELDS = (
+    "dataset",
+    "model",
+    "label",
+    "checkpoint_sha256",
+    "metrics",
+    "images",
+    "versions",
+    "device",
+    "precision",
+    "date",
+)
 
 
 @dataclass(frozen=True)
@@ -34,33 +45,19 @@ class Result:
     scores: Mapping[str, Score]
 
 
-@dataclass(frozen=True)
-class Model:
-    """A checkpoint and all results of it. ``name`` is its label, with the checkpoint's hash where two share a label."""
-
-    name: str
-    open_clip_name: str
-    sha256: str | None
-    results: tuple[Result, ...]
-
-    @property
-    def scores(self) -> dict[str, Score]:
-        """What its files say, and the means of what is complete."""
-        return with_means({key: score for result in self.results for key, score in result.scores.items()}, False)
-
-
-def read_models(folder: Path) -> list[Model]:
-    """All models that have results in ``folder``, by name.
+def read_results(folder: Path) -> list[Result]:
+    """All results in ``folder``.
 
     Files elsewhere than in a model's folder of a known task are not looked at.
 
     Raises:
         FileNotFoundError: ``folder`` does not exist.
-        ValueError: a file is no result, two files say the same, or there are none; names the file.
+        ValueError: a file is no result, or there are none; names the file.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}; give the folder that `diffclip evaluate` wrote")
-    results = [_read(path, folder) for path in sorted(_paths(folder))]
+    paths = sorted(path for task in _TASKS for path in folder.glob(f"*/{task}/*.json"))
+    results = [_read(path, folder) for path in paths]
     if not results:
         raise ValueError(
             f"{folder} holds no results; they are expected as MODEL/TASK/NAME.json, as `diffclip evaluate` writes "
@@ -69,50 +66,7 @@ def read_models(folder: Path) -> list[Model]:
     if not any(result.scores for result in results):
         names = sorted({result.content["dataset"] for result in results})
         raise ValueError(f"{folder} holds results of {', '.join(names)} only, none of which the paper has")
-    groups = _grouped(results)
-    labels = [label for label, _ in groups]
-    return sorted(
-        (_model(label, sha256, own, labels.count(label) > 1) for (label, sha256), own in groups.items()),
-        key=lambda model: model.name,
-    )
-
-
-def _paths(folder: Path) -> Iterator[Path]:
-    for task in _TASKS:
-        yield from folder.glob(f"*/{task}/*.json")
-
-
-def _grouped(results: Iterable[Result]) -> dict[tuple[str, str | None], list[Result]]:
-    """Results by label and checkpoint.
-
-    What POPE scores are a language model's answers, of which each category has a file: they go by the label alone, to
-    the one checkpoint that has it, or else stand for themselves.
-    """
-    groups: dict[tuple[str, str | None], list[Result]] = {}
-    answers: list[Result] = []
-    for result in results:
-        if result.task == POPE:
-            answers.append(result)
-        else:
-            groups.setdefault((result.content["label"], result.content["checkpoint_sha256"]), []).append(result)
-    checkpoints = list(groups)
-    for result in answers:
-        own = [key for key in checkpoints if key[0] == result.content["label"]]
-        groups.setdefault(own[0] if len(own) == 1 else (result.content["label"], None), []).append(result)
-    return groups
-
-
-def _model(label: str, sha256: str | None, results: list[Result], ambiguous: bool) -> Model:
-    seen: dict[str, str] = {}
-    for result in results:
-        for key in result.scores:
-            if key in seen:
-                raise ValueError(f"{seen[key]} and {result.path} are results of the same model and data; remove one")
-            seen[key] = result.path
-    name = f"{label} @ {sha256[:8] if sha256 else 'no checkpoint'}" if ambiguous else label
-    # a converted directory is named by its path
-    open_clip_name = Path(results[0].content["model"].rpartition(":")[2]).name
-    return Model(name, open_clip_name, sha256, tuple(results))
+    return results
 
 
 def _read(path: Path, folder: Path) -> Result:
@@ -135,14 +89,19 @@ def _read(path: Path, folder: Path) -> Result:
 
 
 def _check_types(path: Path, content: Mapping[str, Any]) -> None:
-    for field in ("dataset", "model", "label"):
+    for field in ("dataset", "model", "label", "precision"):
         if not isinstance(content[field], str):
             raise ValueError(f"{path}: {field} must be a string, not {content[field]!r}")
-    if not isinstance(content["checkpoint_sha256"], str | None):
-        raise ValueError(f"{path}: checkpoint_sha256 must be a string or null, not {content['checkpoint_sha256']!r}")
-    for field in ("metrics", "versions"):
+    for field in ("checkpoint_sha256", "architecture"):
+        if not isinstance(content.get(field), str | None):
+            raise ValueError(f"{path}: {field} must be a string or null, not {content[field]!r}")
+    if not isinstance(content.get("seed"), int | None):
+        raise ValueError(f"{path}: seed must be a whole number or null, not {content['seed']!r}")
+    for field in ("metrics", "versions", "images"):
         if not isinstance(content[field], dict):
             raise ValueError(f"{path}: {field} must be an object, not {content[field]!r}")
+    if not all(isinstance(count, int) for count in content["images"].values()):
+        raise ValueError(f"{path}: images must be numbers of images by split, not {content['images']!r}")
 
 
 def _places(path: Path, task: str, content: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -159,9 +118,10 @@ def _places(path: Path, task: str, content: Mapping[str, Any]) -> Iterator[tuple
             raise ValueError(f"{path}: templates is {content['templates']!r}, not one of {', '.join(TEMPLATES)}")
         yield f"{TEMPLATES[content['templates']]}/{name}", ("acc1",)
     elif task == RETRIEVAL:
-        for k in RECALLS:
-            yield f"image_retrieval@{k}/{name}", (f"image_retrieval_recall@{k}",)
-            yield f"text_retrieval@{k}/{name}", (f"text_retrieval_recall@{k}",)
+        for k, kind in product(RECALLS, ("image", "text")):
+            metric = f"{kind}_retrieval_recall@{k}"
+            if content["metrics"].get(metric, 0) is not None:  # null: fewer than k images or captions
+                yield f"{kind}_retrieval@{k}/{name}", (metric,)
     elif task == MMVP:
         patterns = content["metrics"].get("patterns")
         if not isinstance(patterns, dict) or not patterns.keys() & set(MMVP_PATTERNS):

@@ -40,7 +40,8 @@ The weights are under the licence of their source.
 
 _MOVING = """
 open_clip's config names the place of the text tower by an absolute path. After moving or copying this directory, run
-`diffclip convert DIR DIR`, which corrects that one path (without it: "Incorrect path_or_model_id").
+`diffclip convert DIR DIR`, which corrects that one path. Without it, open_clip reads the text tower's config at the old
+place, and fails where that is gone: "Repo id must be in the form ...".
 """
 
 

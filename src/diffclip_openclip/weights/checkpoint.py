@@ -17,6 +17,9 @@ import torch
 StateDict = dict[str, torch.Tensor]
 
 _WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+# of eight bits only whole numbers: float8 and quantized tensors mean something only with scales from elsewhere
+_DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8}
+_DTYPES |= {torch.int8, torch.int16, torch.int32, torch.int64}
 _STATE_DICT_KEYS = ("state_dict", "model")  # of open_clip, SLIP and the authors; of timm
 
 
@@ -98,6 +101,9 @@ def _tensors(checkpoint: Any, path: Path) -> Mapping[str, torch.Tensor]:
     for key, value in checkpoint.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
             raise ValueError(f"{path} holds a {type(value).__name__} as {key!r}, where a state dict has tensors only")
+        if value.layout != torch.strided or value.is_meta or value.dtype not in _DTYPES:
+            kind = "without data" if value.is_meta else f"{value.dtype}, {value.layout}".replace("torch.", "")
+            raise ValueError(f"{path} holds {key!r} as a tensor {kind}; it must be dense, of whole or real numbers")
     return checkpoint
 
 

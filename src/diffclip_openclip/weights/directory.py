@@ -16,9 +16,19 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers.utils import CONFIG_NAME
 
-from diffclip_openclip.files import staged
+from diffclip_openclip.files import Folder, check_place, staged
 from diffclip_openclip.weights.architecture import Architecture
 from diffclip_openclip.weights.checkpoint import StateDict
+
+_CARD = "README.md"
+MODEL_DIRECTORY = Folder(
+    "a model directory",
+    (
+        *(HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME, CONFIG_NAME, _CARD),
+        *("onnx", "onnx/image.onnx", "onnx/text.onnx", "onnx/*.onnx.data"),  # what `diffclip export` adds
+    ),
+    mark=HF_CONFIG_NAME,
+)
 
 
 def write_directory(
@@ -35,17 +45,57 @@ def write_directory(
     ``check`` is given the model that was loaded back, and raises to stop.
 
     Raises:
-        FileExistsError: ``out`` exists, and ``overwrite`` is not given.
+        FileExistsError: ``out`` exists, and ``overwrite`` is not given, or ``out`` is not just a model directory.
         ValueError: the weights do not fit the architecture, or are not finite.
         OSError: it could not be written, say because the disk is full.
     """
+    check_place(out, overwrite, MODEL_DIRECTORY)
     with staged(out, overwrite) as folder:
         folder.mkdir()
         _write_configs(folder, architecture, preprocess_cfg, place=folder)
         save_weights(state_dict, folder / HF_SAFE_WEIGHTS_NAME)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        (folder / _CARD).write_text(card, encoding="utf-8")
         check(_verified(folder, state_dict))
         _write_configs(folder, architecture, preprocess_cfg, place=out.resolve())
+
+
+def read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``model_cfg`` and ``preprocess_cfg`` of a directory in open_clip's form.
+
+    Raises:
+        FileNotFoundError: no ``open_clip_config.json`` there.
+        ValueError: one that is not open_clip's.
+    """
+    path = folder / HF_CONFIG_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"the directory {folder} has no {HF_CONFIG_NAME}; give a checkpoint file in it instead")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        model_cfg, preprocess_cfg = config["model_cfg"], config["preprocess_cfg"]
+        model_cfg["text_cfg"].keys(), model_cfg["vision_cfg"].keys(), preprocess_cfg["mean"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not open_clip's: {type(error).__name__} {error}") from error
+    return model_cfg, preprocess_cfg
+
+
+def check_text_place(folder: Path) -> None:
+    """Refuse a directory whose own text config open_clip would not read, because its config names another place.
+
+    Of a moved directory that place is gone. Of a copied one it is the original, whose lambda_init and activation
+    open_clip would give to this one's weights.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_config`.
+        ValueError: it names another place.
+    """
+    model_cfg, _ = read_config(folder)
+    place = Path(model_cfg["text_cfg"].get("hf_model_name") or folder)
+    own = (folder / CONFIG_NAME).is_file() and place.is_absolute()  # else it names packaged configs, or the hub's
+    if own and not (place.is_dir() and place.samefile(folder)):
+        raise ValueError(
+            f"{folder} was moved or copied from {place}, and still has open_clip look there for its text tower; "
+            f"correct it with: diffclip convert {folder} {folder}"
+        )
 
 
 def write_place(folder: Path) -> None:
@@ -57,10 +107,20 @@ def write_place(folder: Path) -> None:
         _write_json(new, config)
 
 
+def _apart(state_dict: StateDict) -> StateDict:
+    """With a copy of what is there under another name already: safetensors saves no memory twice."""
+    apart, seen = {}, set()
+    for key, tensor in state_dict.items():
+        own = tensor.clone() if tensor.untyped_storage().data_ptr() in seen else tensor
+        seen.add(own.untyped_storage().data_ptr())
+        apart[key] = own.contiguous()
+    return apart
+
+
 def save_weights(state_dict: StateDict, path: Path) -> None:
     """``safetensors.torch.save_file``, with an ``OSError`` where writing fails."""
     try:
-        save_file(state_dict, path, metadata={"format": "pt"})
+        save_file(_apart(state_dict), path, metadata={"format": "pt"})
     except SafetensorError as error:
         raise OSError(f"{path.name} could not be written: {error}") from error
 
@@ -98,6 +158,12 @@ def _verified(folder: Path, state_dict: StateDict) -> Any:
         model = _create(folder).eval()
     except RuntimeError as error:  # torch's answer where keys or shapes do not fit
         raise ValueError(f"the weights do not fit the architecture that they seem to have: {error}") from error
+    if model.vocab_size < (words := open_clip.get_tokenizer(f"local-dir:{folder}").vocab_size):
+        raise ValueError(
+            f"token_embedding.weight has {model.vocab_size} rows; open_clip's tokenizer has {words} tokens"
+        )
+    if not model.logit_scale.exp().isfinite():
+        raise ValueError(f"logit_scale is {model.logit_scale.item():g}, whose exponential is not finite")
     loaded = model.state_dict()
     for key, tensor in state_dict.items():
         if not torch.equal(loaded[key], tensor.to(loaded[key].dtype)):

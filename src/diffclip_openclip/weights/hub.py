@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
@@ -15,6 +16,7 @@ from huggingface_hub.errors import (
     HTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
 from transformers.utils import CONFIG_NAME
@@ -25,40 +27,45 @@ _MODEL_FILES = [HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME, CONFIG_NAME]
 
 
 def fetch(src: str) -> tuple[Path, str]:
-    """Download ``hf://owner/repo[/file]``: a path in the hub's cache, and the source with its commit.
+    """Download ``hf://owner/repo[@revision][/file]``: a path in the hub's cache, and the source with its commit.
 
-    Without a file: the repository's model directory if it is in open_clip's form, else its ``checkpoint_best.pt``.
-    Interrupted downloads are taken up again, and ``HF_HUB_OFFLINE=1`` serves from the cache, as ever with the hub.
+    The revision is a branch, tag or commit, with slashes as ``%2F``; without it, the default branch. Without a file:
+    the repository's model directory if it is in open_clip's form, else its ``checkpoint_best.pt``. A download whose
+    connection is cut is taken up again within the call, and starts over in another one. ``HF_HUB_OFFLINE=1`` serves
+    from the cache.
 
     Raises:
         ValueError: not of that form.
-        FileNotFoundError: no such repository or file, or one that needs a login.
+        FileNotFoundError: no such repository, revision or file, or one that needs a login.
         ConnectionError: the hub cannot be reached, and the cache does not have it.
     """
-    match = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:/(.+))?", src)
+    match = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/(.+))?", src)
     if match is None:
-        raise ValueError(f"{src} is not of the form hf://owner/repo or hf://owner/repo/file")
-    repo_id, file = match.groups()
+        raise ValueError(f"{src} is not of the form hf://owner/repo, with @revision or /file after it where wanted")
+    repo_id, revision, file = match.groups()
+    revision = revision and unquote(revision)
     with _one_line_errors(repo_id):
-        path = Path(hf_hub_download(repo_id, file)) if file else _fetch_model(repo_id)
+        path = Path(hf_hub_download(repo_id, file, revision=revision)) if file else _fetch_model(repo_id, revision)
     commit = re.search(r"snapshots/(\w+)", path.as_posix())
     name = "" if path.is_dir() else f"/{file or path.name}"
     return path, f"{SCHEME}{repo_id}{name}" + (f" at {commit[1]}" if commit else "")
 
 
-def _fetch_model(repo_id: str) -> Path:
-    folder = Path(snapshot_download(repo_id, allow_patterns=_MODEL_FILES))
+def _fetch_model(repo_id: str, revision: str | None) -> Path:
+    folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=_MODEL_FILES))
     if (folder / HF_CONFIG_NAME).is_file():
         return folder
     try:
-        return Path(hf_hub_download(repo_id, AUTHORS_FILE))
+        return Path(hf_hub_download(repo_id, AUTHORS_FILE, revision=revision))
     except LocalEntryNotFoundError:
         raise
     except EntryNotFoundError as error:
-        weights = [name for name in HfApi().list_repo_files(repo_id) if name.endswith((".pt", ".pth", ".safetensors"))]
+        names = HfApi().list_repo_files(repo_id, revision=revision)
+        weights = [name for name in names if name.endswith((".pt", ".pth", ".safetensors"))]
+        place = f"{SCHEME}{repo_id}" + (f"@{quote(revision, safe='')}" if revision else "")
         raise FileNotFoundError(
-            f"{SCHEME}{repo_id} has neither {HF_CONFIG_NAME} nor {AUTHORS_FILE}; name one of its files: "
-            + (", ".join(f"{SCHEME}{repo_id}/{name}" for name in weights) or "it has no .pt, .pth or .safetensors")
+            f"{place} has neither {HF_CONFIG_NAME} nor {AUTHORS_FILE}; name one of its files: "
+            + (", ".join(f"{place}/{name}" for name in weights) or "it has no .pt, .pth or .safetensors")
         ) from error
 
 
@@ -77,9 +84,12 @@ def push(folder: Path, repo_id: str, private: bool = False) -> str:
         raise FileNotFoundError(f"{folder} is no converted model, it lacks {' and '.join(missing)}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
         raise ValueError(f"{repo_id} is not of the form owner/repo")
-    config = json.loads((folder / HF_CONFIG_NAME).read_text(encoding="utf-8"))
-    if "hf_model_name" in config["model_cfg"]["text_cfg"]:
-        config["model_cfg"]["text_cfg"]["hf_model_name"] = repo_id
+    try:
+        config = json.loads((folder / HF_CONFIG_NAME).read_text(encoding="utf-8"))
+        if "hf_model_name" in config["model_cfg"]["text_cfg"]:
+            config["model_cfg"]["text_cfg"]["hf_model_name"] = repo_id
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / HF_CONFIG_NAME} is not open_clip's: {type(error).__name__} {error}") from error
     operations = [CommitOperationAdd(HF_CONFIG_NAME, json.dumps(config, indent=2).encode())]
     for name in (HF_SAFE_WEIGHTS_NAME, CONFIG_NAME, "README.md"):
         if (folder / name).is_file():
@@ -103,6 +113,10 @@ def _one_line_errors(repo_id: str) -> Iterator[None]:
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(
             f"there is no {SCHEME}{repo_id}, or it is private and needs a token; log in with: hf auth login"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise FileNotFoundError(
+            f"{SCHEME}{repo_id} has no such revision; name a branch, tag or commit, with slashes as %2F: {error}"
         ) from error
     except LocalEntryNotFoundError as error:
         raise ConnectionError(f"{SCHEME}{repo_id} is not in the cache, and the hub cannot be reached") from error

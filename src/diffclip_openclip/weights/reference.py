@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-StateDict = dict[str, torch.Tensor]
+from diffclip_openclip.weights.checkpoint import StateDict
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,8 @@ _TEXT_BLOCK_PLAIN = [
 
 
 def depth_of(state_dict: Mapping[str, torch.Tensor], prefix: str) -> int:
-    """How many blocks there are whose keys start with ``prefix`` and a number."""
-    indices = [int(m[1]) for key in state_dict if (m := re.match(rf"{re.escape(prefix)}(\d+)\.", key))]
-    return max(indices, default=-1) + 1
+    """How many blocks there are whose keys start with ``prefix`` and a number; not as many as a number says."""
+    return len({m[1] for key in state_dict if (m := re.match(rf"{re.escape(prefix)}(\d+)\.", key))})
 
 
 def _blocks(rows: list[Row], reference: str, ours: str, depth: int) -> Iterator[Row]:

@@ -1,7 +1,6 @@
 """SRC of ``diffclip convert``: whatever holds a CLIP's weights, as a state dict in open_clip's layout."""
 
 import ast
-import json
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,7 +30,7 @@ from diffclip_openclip.weights.architecture import (
     text_config_for,
 )
 from diffclip_openclip.weights.checkpoint import StateDict, read_checkpoint
-from diffclip_openclip.weights.directory import initial_state
+from diffclip_openclip.weights.directory import initial_state, read_config
 from diffclip_openclip.weights.reference import from_reference
 
 # the names of --preprocess
@@ -70,7 +69,7 @@ class Source:
 
 
 def load_source(src: str, variant: str | None = None) -> Source:
-    """Read SRC: a file, a directory in open_clip's form, or ``hf://owner/repo[/file]``.
+    """Read SRC: a file, a directory in open_clip's form, or ``hf://owner/repo[@revision][/file]``.
 
     Args:
         variant: see :func:`~diffclip_openclip.weights.architecture.recognize`; for sources that do not say themselves.
@@ -79,7 +78,7 @@ def load_source(src: str, variant: str | None = None) -> Source:
         FileNotFoundError: nothing there.
         ValueError: not the weights of a model that this package knows; the message says what was found.
     """
-    path, label = hub.fetch(src) if src.startswith(hub.SCHEME) else (Path(src), src)
+    path, label = locate(src)
     if not path.is_dir():
         source = _from_file(path, variant)
     elif variant is None:
@@ -89,6 +88,11 @@ def load_source(src: str, variant: str | None = None) -> Source:
     if variant is not None and source.architecture.variant != variant:
         raise ValueError(f"--variant {variant} does not apply: {src} holds {source.architecture.tower}; leave it out")
     return replace(source, label=label)
+
+
+def locate(src: str) -> tuple[Path, str]:
+    """SRC as a path, which is in the hub's cache if SRC is on the hub, and in words; raises as ``hub.fetch``."""
+    return hub.fetch(src) if src.startswith(hub.SCHEME) else (Path(src), src)
 
 
 def _from_directory(folder: Path) -> Source:
@@ -104,29 +108,10 @@ def _from_directory(folder: Path) -> Source:
     )
 
 
-def read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """``model_cfg`` and ``preprocess_cfg`` of a directory in open_clip's form.
-
-    Raises:
-        FileNotFoundError: no ``open_clip_config.json`` there.
-        ValueError: one that is not open_clip's.
-    """
-    path = folder / HF_CONFIG_NAME
-    if not path.is_file():
-        raise FileNotFoundError(f"the directory {folder} has no {HF_CONFIG_NAME}; give a checkpoint file in it instead")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        model_cfg, preprocess_cfg = config["model_cfg"], config["preprocess_cfg"]
-        model_cfg["text_cfg"], model_cfg["vision_cfg"], preprocess_cfg["mean"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not open_clip's: {type(error).__name__} {error}") from error
-    return model_cfg, preprocess_cfg
-
-
 def _from_file(path: Path, variant: str | None) -> Source:
     state_dict = read_checkpoint(path)
     digest = sha256(path)
-    if "visual.blocks.0.norm1.weight" in state_dict:  # the authors' and SLIP's
+    if _has(state_dict, "visual.blocks."):  # the authors' and SLIP's
         state_dict = from_reference(state_dict)
         architecture = recognize(state_dict, variant)
         if architecture.tower == "vit_small_patch16_224":  # facebookresearch/SLIP@d1de3e7:models.py, CLIP_VITS16
@@ -134,12 +119,12 @@ def _from_file(path: Path, variant: str | None) -> Source:
                 f"{path} has a plain ViT-S/16: SLIP's has 12 heads and timm's 6, which weights do not tell"
             )
         return Source(str(path), digest, state_dict, architecture, PREPROCESS["slip"])
-    if "visual.trunk.blocks.0.norm1.weight" in state_dict:  # open_clip's, as our models have it
+    if _has(state_dict, "visual.trunk.blocks."):  # open_clip's, as our models have it
         architecture = _trained(path, state_dict, variant)
         if "logit_bias" in state_dict:  # trained with --siglip; the config's value is only where training starts
             architecture.model_cfg["init_logit_bias"] = float(state_dict["logit_bias"])
         return Source(str(path), digest, state_dict, architecture, preprocess_of_run(path))
-    if "blocks.0.norm1.weight" in state_dict:  # timm's
+    if _has(state_dict, "blocks."):  # timm's
         return _from_image_tower(str(path), digest, state_dict, variant)
     if "visual.conv1.weight" in state_dict:
         raise ValueError(
@@ -150,6 +135,11 @@ def _from_file(path: Path, variant: str | None) -> Source:
         f"{path} is no CLIP in the authors', SLIP's, open_clip's or timm's layout; it holds {len(state_dict)} tensors, "
         f"among them {', '.join(sorted(state_dict)[:3])}"
     )
+
+
+def _has(state_dict: StateDict, prefix: str) -> bool:
+    """By any of its keys, so that what is missing is told by name."""
+    return any(key.startswith(prefix) for key in state_dict)
 
 
 def _from_image_tower(label: str, digest: str, state_dict: StateDict, variant: str | None) -> Source:
@@ -177,13 +167,18 @@ def _from_image_tower(label: str, digest: str, state_dict: StateDict, variant: s
 
 
 def _trained(path: Path, state_dict: StateDict, variant: str | None) -> Architecture:
-    """Architecture of open_clip's training checkpoint, which the run's params.txt tells."""
-    params = _training_params(path)
+    """Architecture of open_clip's training checkpoint, which the run's params.txt tells where there is one."""
+    params = training_params(path)
     schema, name = parse_model_name(str(params.get("model")))
     if schema == "local-dir" and Path(name, HF_CONFIG_NAME).is_file():
         architecture = architecture_of(read_config(Path(name))[0], Path(name))
-    elif schema is None and name in model_names():
-        architecture = packaged_architecture(name)
+    elif schema is None and name.replace("/", "-") in model_names():  # as open_clip reads names
+        architecture = packaged_architecture(name.replace("/", "-"))
+    elif "model" in params and variant is None and any(key.endswith(".attn.lambda_q1") for key in state_dict):
+        raise ValueError(
+            f"the run's params.txt says that {path} is of {params['model']}, which cannot be found here, and weights "
+            "do not tell lambda_init; add --variant static (0.8 in every layer) or --variant dynamic (DiffCLIP*)"
+        )
     else:
         return recognize(state_dict, variant)
     if variant is not None:
@@ -195,7 +190,7 @@ def _trained(path: Path, state_dict: StateDict, variant: str | None) -> Architec
 
 def preprocess_of_run(checkpoint: Path) -> dict[str, Any] | None:
     """How the images of open_clip's training run were normalised and resized; None where no params.txt tells."""
-    params = _training_params(checkpoint)
+    params = training_params(checkpoint)
     schema, name = parse_model_name(str(params.get("model")))
     if schema == "local-dir" and Path(name, HF_CONFIG_NAME).is_file():
         base = read_config(Path(name))[1]
@@ -207,7 +202,7 @@ def preprocess_of_run(checkpoint: Path) -> dict[str, Any] | None:
     return {field: base[field] if value is None else value for field, value in given.items()}
 
 
-def _training_params(checkpoint: Path) -> dict[str, Any]:
+def training_params(checkpoint: Path) -> dict[str, Any]:
     """What open_clip_train wrote beside ``checkpoints/`` (open_clip@v3.3.0:src/open_clip_train/main.py), or nothing."""
     folder = checkpoint.absolute().parent
     path = folder.parent / "params.txt"

@@ -24,7 +24,7 @@ from diffclip_openclip.files import check_place, sha256
 from diffclip_openclip.weights.architecture import recognize
 from diffclip_openclip.weights.card import model_card
 from diffclip_openclip.weights.checkpoint import StateDict, read_checkpoint
-from diffclip_openclip.weights.directory import write_directory
+from diffclip_openclip.weights.directory import MODEL_DIRECTORY, write_directory
 from diffclip_openclip.weights.reference import from_reference
 from diffclip_openclip.weights.source import PREPROCESS, Source, preprocess_of_run
 
@@ -75,9 +75,10 @@ def warm_start(src: str, out: Path, preprocess: str | None = None, overwrite: bo
     Raises:
         ValueError: an unknown name or tag, another architecture than CLIP's ViTs with a counterpart here, or embeddings
             that differ from SRC's.
-        FileNotFoundError, FileExistsError, OSError: as :func:`write_directory`.
+        FileExistsError: ``out`` exists, and ``overwrite`` is not given; or it is not just a model directory, or is SRC.
+        FileNotFoundError, OSError: as :func:`write_directory`.
     """
-    check_place(out, overwrite)
+    check_place(out, overwrite, MODEL_DIRECTORY, inputs=[Path(src.partition(":")[2])])
     model, digest, preprocess_cfg = _load(src)
     if preprocess is not None:
         preprocess_cfg = PREPROCESS[preprocess]

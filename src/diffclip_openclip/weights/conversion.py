@@ -9,9 +9,15 @@ from open_clip.constants import HF_CONFIG_NAME
 from diffclip_openclip.files import check_place, staged
 from diffclip_openclip.weights.card import model_card
 from diffclip_openclip.weights.checkpoint import StateDict, read_checkpoint
-from diffclip_openclip.weights.directory import save_weights, write_directory, write_place
+from diffclip_openclip.weights.directory import (
+    MODEL_DIRECTORY,
+    read_config,
+    save_weights,
+    write_directory,
+    write_place,
+)
 from diffclip_openclip.weights.reference import to_reference
-from diffclip_openclip.weights.source import PREPROCESS, Source, load_source, read_config
+from diffclip_openclip.weights.source import PREPROCESS, Source, load_source
 
 _SUFFIXES = (".safetensors", ".pt", ".pth")
 _TRUNK = "visual.trunk."
@@ -28,18 +34,20 @@ def convert(
     """Convert SRC and return what the user should know about the result.
 
     Args:
-        src: a checkpoint file, a directory in open_clip's form, or ``hf://owner/repo[/file]``.
+        src: a checkpoint file, a directory in open_clip's form, or ``hf://owner/repo[@revision][/file]``.
         out: for "open_clip" the directory to make; otherwise a ``.safetensors`` or ``.pt`` file.
         to: "open_clip"; "reference", the layout of the authors' checkpoints; or "timm", the image tower alone.
         variant: what SRC does not say, see :data:`~diffclip_openclip.weights.architecture.VARIANTS`.
         preprocess: "slip" or "openai", for "open_clip" where SRC does not say.
 
     Raises:
-        FileNotFoundError, FileExistsError, ValueError, OSError: see :func:`load_source` and :func:`write_directory`.
+        FileExistsError: ``out`` exists, and ``overwrite`` is not given; or it is anything but an old output of the
+            same kind, or has SRC in it.
+        FileNotFoundError, ValueError, OSError: see :func:`load_source` and :func:`write_directory`.
     """
     if to == "open_clip" and Path(src).is_dir() and out.is_dir() and out.samefile(src):
         return _repair(out)
-    check_place(out, overwrite)
+    check_place(out, overwrite, MODEL_DIRECTORY if to == "open_clip" else None, inputs=[Path(src)])
     source = load_source(src, variant)
     if to == "open_clip":
         return _to_directory(source, out, preprocess, overwrite)

@@ -1,4 +1,6 @@
-"""How many images the paper's data sets have, to notice a source that is not whole; sources in docs/data.md."""
+"""How many images the paper's data sets have, to notice data that are not whole; sources in docs/data.md."""
+
+from collections.abc import Mapping
 
 _IMAGES = {
     "imagenet1k": {"test": 50_000},
@@ -20,6 +22,16 @@ _IMAGES = {
     "food101": {"train": 75_750, "test": 25_250},
     "mmvp": {"test": 270},
 }
+
+
+def deviations(dataset: str, images: Mapping[str, int]) -> list[str]:
+    """Splits of one of the paper's data sets that are not of the published size; ``images`` counts them by split."""
+    published = _IMAGES.get(dataset, {})
+    return [
+        f"{split} {count:,} images instead of {published[split]:,}"
+        for split, count in images.items()
+        if split in published and count != published[split]
+    ]
 
 
 def size_note(dataset: str, split: str, images: int) -> list[str]:

@@ -1,0 +1,166 @@
+"""``NAME[,PRETRAINED]``: which of open_clip's models, with which weights; checked without loading them."""
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+import open_clip
+from huggingface_hub import hf_hub_download
+from open_clip.constants import HF_CONFIG_NAME
+from open_clip.factory import HF_HUB_PREFIX, LOCAL_DIR_PREFIX, parse_model_name
+from transformers.utils import CONFIG_NAME
+
+from diffclip_openclip.weights.architecture import Architecture, architecture_of
+from diffclip_openclip.weights.directory import check_text_place
+from diffclip_openclip.weights.hub import SCHEME
+from diffclip_openclip.weights.source import training_params
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """``name`` is open_clip's, ``pretrained`` one of its tags or a checkpoint file; empty where the name says all."""
+
+    name: str
+    pretrained: str = ""
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The checkpoint file, if that is what holds the weights."""
+        return Path(self.pretrained) if self.pretrained and Path(self.pretrained).is_file() else None
+
+    @property
+    def directory(self) -> Path | None:
+        """The model directory, if that is what holds the weights."""
+        schema, place = parse_model_name(self.name)
+        return Path(place) if schema == "local-dir" else None
+
+    @property
+    def label(self) -> str:
+        """The name in tables: the model's or its directory's, and the checkpoint's run and file where there is one."""
+        if self.directory is not None:
+            return self.directory.resolve().name
+        if self.checkpoint is None:
+            return " ".join(filter(None, (self.name.rpartition("/")[2], self.pretrained)))
+        folder = self.checkpoint.absolute().parent
+        run = folder.parent.name if folder.name == "checkpoints" else ""
+        return " ".join(filter(None, (self.name, run if run != self.name else "", self.checkpoint.stem)))
+
+
+def parse_spec(spec: str) -> ModelSpec:
+    """Read ``NAME[,PRETRAINED]``: ``DiffCLIP-B-16,epoch_40.pt``, ``local-dir:OUT``, ``hf-hub:owner/repo``, ...
+
+    Only the hub's repositories are not looked for. The path of a directory may have commas in it.
+
+    Raises:
+        ValueError: a name or tag that open_clip does not know, no weights, or weights that the run that they are from
+            says to be another model's.
+        FileNotFoundError: a directory or checkpoint file that is not there.
+    """
+    if spec.startswith(LOCAL_DIR_PREFIX):
+        found = ModelSpec(spec)
+        _check_directory(found)
+        return found
+    name, _, pretrained = spec.partition(",")
+    if parse_model_name(name)[0] is not None:
+        if pretrained:
+            raise ValueError(_own_weights(name, pretrained))
+        return ModelSpec(name)
+    found = ModelSpec(_known_name(name), pretrained)
+    _check_pretrained(found)
+    _check_run(found)
+    return found
+
+
+def architecture_of_spec(spec: ModelSpec) -> str | None:
+    """open_clip's name of the architecture; None where no model of this package is like that directory or repository.
+
+    What is on the hub is read from its cache, or fetched.
+    """
+    schema, _ = parse_model_name(spec.name)
+    if schema is None:
+        return spec.name
+    architecture = _architecture(spec.name)
+    return architecture.name if architecture else None
+
+
+def _check_directory(spec: ModelSpec) -> None:
+    directory = spec.directory
+    assert directory is not None
+    if not directory.is_dir():
+        parts = str(directory).split(",")
+        for count in range(1, len(parts)):
+            if Path(head := ",".join(parts[:count])).is_dir():
+                raise ValueError(_own_weights(f"{LOCAL_DIR_PREFIX}{head}", ",".join(parts[count:])))
+        raise FileNotFoundError(f"there is no directory {directory}, which {spec.name} names")
+    check_text_place(directory)
+
+
+def _own_weights(name: str, pretrained: str) -> str:
+    message = f"{name} brings its own weights; leave out {pretrained!r}"
+    if not Path(pretrained).is_file():
+        return message
+    local = name.startswith(LOCAL_DIR_PREFIX)
+    architecture = (architecture_of_spec(ModelSpec(name)) if local else None) or "NAME"
+    return (
+        f"{message}. To take that checkpoint instead, name its architecture, {architecture},{pretrained}; or make a "
+        f"directory of it: diffclip convert {pretrained} DIR"
+    )
+
+
+def _known_name(typed: str) -> str:
+    known = open_clip.list_models()
+    if (name := typed.replace("/", "-")) in known:
+        return name
+    if Path(typed).is_dir():
+        hint = f"it is a directory, so give {LOCAL_DIR_PREFIX}{typed}"
+    elif Path(typed).is_file():
+        hint = f"it is a file, so give the model that it is of, too: NAME,{typed}"
+    elif typed.startswith(SCHEME):
+        hint = (
+            f"give {HF_HUB_PREFIX}{typed.removeprefix(SCHEME)} if it is in open_clip's form, or make a directory of "
+            f"it: diffclip convert {typed} DIR"
+        )
+    else:
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = (f"near: {', '.join(near)}; " if near else "") + "open_clip.list_models() lists all"
+    raise ValueError(f"open_clip knows no model {typed!r}; {hint}")
+
+
+def _check_pretrained(spec: ModelSpec) -> None:
+    tags = open_clip.list_pretrained_tags_by_model(spec.name)
+    known = f"its tags: {', '.join(tags)}" if tags else "it has no pretrained tags"
+    if not spec.pretrained:
+        raise ValueError(f"{spec.name} names no weights; give {spec.name},CHECKPOINT or a tag of open_clip ({known})")
+    if spec.pretrained not in tags and spec.checkpoint is None:
+        raise FileNotFoundError(f"{spec.pretrained!r} is neither a file nor a pretrained tag of {spec.name} ({known})")
+
+
+def _check_run(spec: ModelSpec) -> None:
+    """lambda_init and activations are in no weights, so that another name would load, and give other numbers."""
+    trained = training_params(spec.checkpoint).get("model") if spec.checkpoint else None
+    if trained is None or str(trained).replace("/", "-") == spec.name:
+        return
+    run_architecture = None if str(trained).startswith(HF_HUB_PREFIX) else _architecture(str(trained))
+    if run_architecture is None or run_architecture != _architecture(spec.name):
+        raise ValueError(
+            f"the run's params.txt says that {spec.pretrained} is of {trained}, not of {spec.name}; name that model, "
+            f"or make a directory of the checkpoint: diffclip convert {spec.pretrained} DIR"
+        )
+
+
+def _architecture(name: str) -> Architecture | None:
+    """Of any of open_clip's names; None where it is not there, or its text tower neither ours nor open_clip's."""
+    schema, place = parse_model_name(name)
+    if schema == "local-dir" and not Path(place, HF_CONFIG_NAME).is_file():
+        return None
+    try:
+        model_cfg = open_clip.get_model_config(name)
+        if model_cfg is None:
+            return None
+        text_tower = model_cfg["text_cfg"].get("hf_model_name")
+        if schema == "hf-hub" and text_tower:
+            return architecture_of(model_cfg, Path(hf_hub_download(text_tower, CONFIG_NAME)).parent)
+        has_own = schema == "local-dir" and Path(place, CONFIG_NAME).is_file()
+        return architecture_of(model_cfg, Path(place) if has_own else None)
+    except (ValueError, OSError):
+        return None

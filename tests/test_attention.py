@@ -18,10 +18,10 @@ from diffclip_openclip.attention import dynamic_lambda_init, resolve_lambda_init
 
 
 def _by_sdpa(q, k, v, lambda_, *masks_and_dropout):
-    return attention.subtract(*attention._attend_by_sdpa(q, k, v, *masks_and_dropout), lambda_)
+    return attention.subtract(*attention.attend_by_sdpa(q, k, v, *masks_and_dropout), lambda_)
 
 
-CORES = {"maps": attention._attend_by_maps, "sdpa": _by_sdpa}
+CORES = {"maps": attention.attend_by_maps, "sdpa": _by_sdpa}
 LAMBDAS = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
 B, N, C, H = 2, 5, 16, 4
 P, d = H // 2, C // H
@@ -585,13 +585,16 @@ def test_attention_maps(is_causal):
     _close(module.proj(out.transpose(1, 2).reshape(B, N, C)), module(x, mask, is_causal))
 
 
-@pytest.mark.parametrize("name", ["attention", "attention_cpu", "attention_v2"])
+MATHS = ["attention", "attention_core", "attention_cpu", "attention_v2", "modes"]
+
+
+@pytest.mark.parametrize("name", MATHS)
 def test_imports_torch_only(name):
     tree = ast.parse((Path(attention.__file__).parent / f"{name}.py").read_text(encoding="utf-8"))
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     others = {module for module in imported if module.split(".")[0] not in sys.stdlib_module_names | {"torch"}}
-    assert others <= {"diffclip_openclip.attention", "diffclip_openclip.attention_cpu"}
+    assert others <= {f"diffclip_openclip.{module}" for module in MATHS}
 
 
 @pytest.mark.usefixtures("path")

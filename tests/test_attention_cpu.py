@@ -51,7 +51,7 @@ def _by_explicit_maps(qkv, lambda_, weight, num_heads, is_causal):
     q, k, v = qkv.chunk(3, dim=-1)
     q, k = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q, k))
     v = v.unflatten(-1, (num_heads // 2, -1)).transpose(1, 2)
-    out = attention._attend_by_maps(q, k, v, lambda_, None, is_causal, 0.0)
+    out = attention.attend_by_maps(q, k, v, lambda_, None, is_causal, 0.0)
     out = F.rms_norm(out, [v.shape[-1]], weight.to(out.dtype), EPS)
     return out.transpose(1, 2).flatten(2)
 

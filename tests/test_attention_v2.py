@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.layers import Attention
 
-from diffclip_openclip import DifferentialAttentionV2, attention, attention_v2, differential_attention_v2_reference
+from diffclip_openclip import DifferentialAttentionV2, attention_core, attention_v2, differential_attention_v2_reference
 
 B, N, C, H = 2, 5, 15, 3
 d = C // H
@@ -36,7 +36,7 @@ def path(request, monkeypatch):
 
 
 def _attend(q, k, v, lambda_, *masks_and_dropout):
-    return attention.subtract(*attention_v2._attend(q, k, v, *masks_and_dropout), lambda_)
+    return attention_core.subtract(*attention_v2._attend(q, k, v, *masks_and_dropout), lambda_)
 
 
 def _close(actual, expected, tolerance=1e-10):

@@ -5,7 +5,8 @@ Importing this package registers the models; after installation ``import open_cl
 
 from typing import TYPE_CHECKING, Any
 
-from diffclip_openclip.attention import DifferentialAttention, differential_attention_reference
+from diffclip_openclip.attention import DifferentialAttention
+from diffclip_openclip.attention_core import differential_attention_reference
 from diffclip_openclip.attention_v2 import DifferentialAttentionV2, differential_attention_v2_reference
 from diffclip_openclip.configs import DiffCLIPTextConfig, DiffCLIPVisionConfig
 from diffclip_openclip.registration import model_names, register

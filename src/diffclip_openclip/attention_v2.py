@@ -2,7 +2,7 @@
 
 Source: Differential Transformer V2, microsoft/unilm@31646c5:Diff-Transformer/Diff-Transformer-V2/
 multihead_flashdiffv2.py. Against version 1 there is no norm of the heads and no lambda_init, and keys, values and the
-output projection are those of plain attention. This module imports torch only.
+output projection are those of plain attention.
 
 Shape legend::
 
@@ -18,14 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diffclip_openclip.attention import (
-    attend_twice,
-    attention_bias,
-    attention_map,
-    keeping_inputs,
-    subtract,
-    takes_wide_values,
-)
+from diffclip_openclip.attention_core import attend_twice, attention_bias, attention_map, subtract, takes_wide_values
+from diffclip_openclip.modes import keeping_inputs
 
 
 def differential_attention_v2_reference(

@@ -13,6 +13,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from diffclip_openclip import vision  # noqa: F401  importing it registers the towers with timm
 from diffclip_openclip.attention import LAMBDA_INIT, resolve_lambda_init
+from diffclip_openclip.vision_trunk import sizes_of
 
 
 def register_model(module: str) -> None:
@@ -150,8 +151,6 @@ class DiffCLIPVisionConfig(PretrainedConfig):
         return self._sizes()["num_attention_heads"]
 
     def _sizes(self) -> dict[str, int]:
-        from diffclip_openclip.vision_model import sizes_of
-
         return sizes_of(self.timm_model_name)
 
 

@@ -8,11 +8,9 @@ Shape legend: B batch, N tokens (the class token, then the patches), C hidden_si
 """
 
 import json
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import timm
 import torch
 from safetensors import safe_open
 from timm.models import VisionTransformer
@@ -21,36 +19,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
 from diffclip_openclip.configs import DiffCLIPVisionConfig
+from diffclip_openclip.vision_trunk import create_trunk
 
 if TYPE_CHECKING:
     from transformers import CLIPImageProcessor
 
 _TRUNK = "visual.trunk."
-
-
-def _create_trunk(timm_model_name: str) -> VisionTransformer:
-    trunk = timm.create_model(timm_model_name, num_classes=0)
-    # readers of such towers drop one token, the first, and take the others for patches
-    if not isinstance(trunk, VisionTransformer) or trunk.cls_token is None or trunk.num_prefix_tokens != 1:
-        raise ValueError(
-            f"{timm_model_name!r} is not a timm VisionTransformer with a class token and no other extra token; "
-            "choose one that is, such as 'vit_base_patch16_diffclip_224' or 'vit_base_patch16_224'"
-        )
-    return trunk
-
-
-@lru_cache
-def sizes_of(timm_model_name: str) -> dict[str, int]:
-    """What transformers' users read from a config: widths and counts of a tower, image and patch size in pixels."""
-    with torch.device("meta"):
-        trunk = _create_trunk(timm_model_name)
-    return {
-        "hidden_size": trunk.embed_dim,
-        "image_size": trunk.patch_embed.img_size[0],
-        "patch_size": trunk.patch_embed.patch_size[0],
-        "num_hidden_layers": len(trunk.blocks),
-        "num_attention_heads": cast(Any, trunk.blocks[0]).attn.num_heads,
-    }
 
 
 class DiffCLIPVisionModel(PreTrainedModel):
@@ -70,7 +44,7 @@ class DiffCLIPVisionModel(PreTrainedModel):
     def __init__(self, config: DiffCLIPVisionConfig) -> None:
         super().__init__(config)
         self.gradient_checkpointing = False
-        self.trunk = _create_trunk(config.timm_model_name)
+        self.trunk = create_trunk(config.timm_model_name)
         self.post_init()
 
     @classmethod

@@ -20,12 +20,8 @@ from timm.layers import apply_rot_embed_cat
 from timm.models.eva import EvaAttention
 from torch import Tensor, nn
 
-from diffclip_openclip.attention import (
-    DifferentialAttention,
-    attention_bias,
-    attention_map,
-    differential_attention_reference,
-)
+from diffclip_openclip.attention import DifferentialAttention
+from diffclip_openclip.attention_core import attention_bias, attention_map, differential_attention_reference
 from diffclip_openclip.attention_v2 import DifferentialAttentionV2
 
 

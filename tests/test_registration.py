@@ -12,7 +12,7 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import diffclip_openclip
-from diffclip_openclip import registration
+from diffclip_openclip import attention, attention_v2, registration
 
 
 def test_repeating_changes_nothing():
@@ -91,3 +91,25 @@ def test_whole_models_compile_to_one_graph(name):
     compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")
     for actual, expected in zip(compiled(images, texts), model(images, texts), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)  # float32, another order of summation
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")  # open_clip calls this one
+@pytest.mark.parametrize("name", ["DiffCLIP-nano", "DiffCLIP-V2-nano"])
+def test_gradients_do_not_depend_on_what_is_kept(name, monkeypatch):
+    """Accelerators make what follows both maps again, within --grad-checkpointing for the second time."""
+
+    def gradients(wide, checkpointing):
+        for module in (attention, attention_v2):
+            monkeypatch.setattr(module, "takes_wide_values", lambda x: wide)
+        torch.manual_seed(0)
+        model = open_clip.create_model(name).double().train()
+        if checkpointing:
+            model.set_grad_checkpointing()
+        images, texts = torch.randn(2, 3, 48, 48, dtype=torch.float64), torch.randint(1, 49408, (2, 16))
+        open_clip.ClipLoss()(*model(images, texts)).backward()
+        return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+    expected = gradients(False, False)
+    for wide, checkpointing in ((False, True), (True, False), (True, True)):
+        for name, gradient in gradients(wide, checkpointing).items():
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-9, atol=1e-12)

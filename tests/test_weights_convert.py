@@ -378,3 +378,20 @@ def test_a_plain_text_tower_needs_no_repair(tmp_path):
     assert main(["convert", str(checkpoint), str(tmp_path / "OUT")]) == 0
     shutil.move(tmp_path / "OUT", tmp_path / "moved")
     assert _same_function(_load(tmp_path / "moved"), _vision_only())
+
+
+def test_arguments_that_do_not_apply_are_refused(converted, tmp_path, capsys):
+    before = (converted / "open_clip_config.json").read_bytes()
+    for arguments, said in (
+        ([str(converted), str(converted), "--preprocess", "slip"], "name another OUT"),
+        ([str(converted), str(converted), "--variant", "dynamic"], "name another OUT"),
+        (
+            [str(converted), str(tmp_path / "t.pt"), "--to", "timm", "--preprocess", "slip"],
+            "leave out --preprocess slip",
+        ),
+    ):
+        assert main(["convert", *arguments]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line
+    assert (converted / "open_clip_config.json").read_bytes() == before
+    assert not (tmp_path / "t.pt").exists()

@@ -43,9 +43,17 @@ def convert(
     Raises:
         FileExistsError: ``out`` exists, and ``overwrite`` is not given; or it is anything but an old output of the
             same kind, or has SRC in it.
-        FileNotFoundError, ValueError, OSError: see :func:`load_source` and :func:`write_directory`.
+        ValueError: an argument that does not apply; others as :func:`load_source` and :func:`write_directory`.
+        FileNotFoundError, OSError: see these two.
     """
+    if preprocess is not None and to != "open_clip":
+        raise ValueError(f"--to {to} writes no preprocessing; leave out --preprocess {preprocess}")
     if to == "open_clip" and Path(src).is_dir() and out.is_dir() and out.samefile(src):
+        if variant is not None or preprocess is not None:
+            raise ValueError(
+                f"{src} to itself corrects its own place and nothing else; for --variant and --preprocess "
+                "name another OUT"
+            )
         return _repair(out)
     check_place(out, overwrite, MODEL_DIRECTORY if to == "open_clip" else None, inputs=[Path(src)])
     source = load_source(src, variant)

@@ -107,9 +107,9 @@ def test_gradients_do_not_depend_on_what_is_kept(name, monkeypatch):
             model.set_grad_checkpointing()
         images, texts = torch.randn(2, 3, 48, 48, dtype=torch.float64), torch.randint(1, 49408, (2, 16))
         open_clip.ClipLoss()(*model(images, texts)).backward()
-        return {name: parameter.grad for name, parameter in model.named_parameters()}
+        return {key: parameter.grad for key, parameter in model.named_parameters()}
 
     expected = gradients(False, False)
     for wide, checkpointing in ((False, True), (True, False), (True, True)):
-        for name, gradient in gradients(wide, checkpointing).items():
-            torch.testing.assert_close(gradient, expected[name], rtol=1e-9, atol=1e-12)
+        for key, gradient in gradients(wide, checkpointing).items():
+            torch.testing.assert_close(gradient, expected[key], rtol=1e-9, atol=1e-12)

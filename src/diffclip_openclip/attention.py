@@ -175,8 +175,8 @@ class DifferentialAttention(nn.Module):
         dropout_p = self.attn_drop_p if self.training else 0.0
         if not torch.jit.is_scripting():  # scripted and exported models are to run without this package's operator
             whole = attn_mask is None and dropout_p == 0.0 and not torch.compiler.is_exporting()
-            whole = whole and (torch.compiler.is_compiling() or not transformed(qkv_BNC3, lambda_, weight))
-            if x.device.type == "cpu" and whole and not self._fits_in_cache(B, self.num_heads, N):
+            blocks = x.device.type == "cpu" and whole and not self._fits_in_cache(B, self.num_heads, N)
+            if blocks and (torch.compiler.is_compiling() or not transformed(qkv_BNC3, lambda_, weight)):
                 out_BNC, _, _ = torch.ops.diffclip_openclip.attend_cpu(
                     qkv_BNC3, lambda_, weight, self.num_heads, self.sub_norm.eps, is_causal, torch.is_grad_enabled()
                 )

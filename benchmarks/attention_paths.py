@@ -48,7 +48,7 @@ def main() -> None:
             return differential(x)
 
     def by_sdpa() -> torch.Tensor:
-        with mock.patch.object(attention, "takes_wide_values", return_value=True):
+        with mock.patch.object(attention, "on_accelerator", return_value=True):
             return by_maps()
 
     forward: dict[str, Callable[[], torch.Tensor]] = {

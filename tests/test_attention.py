@@ -46,7 +46,7 @@ def _close(actual, expected, tolerance=1e-10):
 @pytest.fixture(params=CORES)
 def path(request, monkeypatch):
     """The module computes its core in this way, on whatever device."""
-    monkeypatch.setattr(attention, "takes_wide_values", lambda x: request.param == "sdpa")
+    monkeypatch.setattr(attention, "on_accelerator", lambda x: request.param == "sdpa")
 
 
 def _module(seed=0, **kwargs):

@@ -32,7 +32,7 @@ MASK_SHAPES = {
 @pytest.fixture(params=["cpu", "accelerator"])
 def path(request, monkeypatch):
     """The module computes as it does there, on whatever device."""
-    monkeypatch.setattr(attention_v2, "takes_wide_values", lambda x: request.param == "accelerator")
+    monkeypatch.setattr(attention_v2, "on_accelerator", lambda x: request.param == "accelerator")
 
 
 def _attend(q, k, v, lambda_, *masks_and_dropout):

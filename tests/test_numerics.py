@@ -31,7 +31,7 @@ def build(monkeypatch):
         layer = DifferentialAttention(C, H)
         layer._fits_in_cache = lambda *_: kind != "v1 blocks"
         if kind == "v1 fused":
-            monkeypatch.setattr(attention, "takes_wide_values", lambda x: True)
+            monkeypatch.setattr(attention, "on_accelerator", lambda x: True)
         return layer
 
     return build

@@ -100,7 +100,7 @@ def test_gradients_do_not_depend_on_what_is_kept(name, monkeypatch):
 
     def gradients(wide, checkpointing):
         for module in (attention, attention_v2):
-            monkeypatch.setattr(module, "takes_wide_values", lambda x: wide)
+            monkeypatch.setattr(module, "on_accelerator", lambda x: wide)
         torch.manual_seed(0)
         model = open_clip.create_model(name).double().train()
         if checkpointing:

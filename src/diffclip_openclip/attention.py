@@ -23,8 +23,8 @@ from diffclip_openclip.attention_core import (
     attend_by_maps,
     attend_by_sdpa,
     differential_attention_reference,
+    on_accelerator,
     subtract,
-    takes_wide_values,
 )
 from diffclip_openclip.modes import keeping_inputs, transformed, without_autocast
 
@@ -175,14 +175,14 @@ class DifferentialAttention(nn.Module):
         dropout_p = self.attn_drop_p if self.training else 0.0
         if not torch.jit.is_scripting():  # scripted and exported models are to run without this package's operator
             whole = attn_mask is None and dropout_p == 0.0 and not torch.compiler.is_exporting()
-            blocks = x.device.type == "cpu" and whole and not self._fits_in_cache(B, self.num_heads, N)
+            blocks = whole and not on_accelerator(x) and not self._fits_in_cache(B, self.num_heads, N)
             if blocks and (torch.compiler.is_compiling() or not transformed(qkv_BNC3, lambda_, weight)):
                 out_BNC, _, _ = torch.ops.diffclip_openclip.attend_cpu(
                     qkv_BNC3, lambda_, weight, self.num_heads, self.sub_norm.eps, is_causal, torch.is_grad_enabled()
                 )
                 return self.proj_drop(self.proj(out_BNC))
         q_BHNd, k_BHNd, v_BPNe = self._split(qkv_BNC3)
-        if not takes_wide_values(x):
+        if not on_accelerator(x):
             out_BPNe = attend_by_maps(q_BHNd, k_BHNd, v_BPNe, lambda_, attn_mask, is_causal, dropout_p)
             return self.proj_drop(self._join(out_BPNe, weight))
         out1_BPNe, out2_BPNe = attend_by_sdpa(q_BHNd, k_BHNd, v_BPNe, attn_mask, is_causal, dropout_p)

@@ -152,8 +152,8 @@ def attend_twice(
     )
 
 
-def takes_wide_values(x: torch.Tensor) -> bool:
-    """Whether fused attention, where x lies, takes values wider than keys; the CPU's makes explicit maps for them."""
+def on_accelerator(x: torch.Tensor) -> bool:
+    """Whether x is not on the CPU: fused attention there takes values wider than keys, and memory is what is short."""
     return x.device.type != "cpu"
 
 

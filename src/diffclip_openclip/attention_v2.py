@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diffclip_openclip.attention_core import attend_twice, attention_bias, attention_map, subtract, takes_wide_values
+from diffclip_openclip.attention_core import attend_twice, attention_bias, attention_map, on_accelerator, subtract
 from diffclip_openclip.modes import keeping_inputs
 
 
@@ -164,7 +164,7 @@ class DifferentialAttentionV2(nn.Module):
         dropout_p = self.attn_drop_p if self.training else 0.0
         out1_BHNd, out2_BHNd = _attend(q_BGNd, k_BHNd, v_BHNd, attn_mask, is_causal, dropout_p)
         lambda_ = self.compute_lambda(x)
-        if not torch.jit.is_scripting() and takes_wide_values(x):
+        if not torch.jit.is_scripting() and on_accelerator(x):
             return self.proj_drop(keeping_inputs(self._subtract_and_join, out1_BHNd, out2_BHNd, lambda_))
         return self.proj_drop(self._subtract_and_join(out1_BHNd, out2_BHNd, lambda_))
 

@@ -98,13 +98,26 @@ def check_text_place(folder: Path) -> None:
         )
 
 
+def config_at(folder: Path, place: str) -> dict[str, Any]:
+    """All of ``folder``'s ``open_clip_config.json``, with the text tower at ``place`` if it names one.
+
+    Raises:
+        ValueError: it is not open_clip's.
+    """
+    path = folder / HF_CONFIG_NAME
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if "hf_model_name" in config["model_cfg"]["text_cfg"]:
+            config["model_cfg"]["text_cfg"]["hf_model_name"] = place
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not open_clip's: {type(error).__name__} {error}") from error
+    return config
+
+
 def write_place(folder: Path) -> None:
     """Set the place of the text tower that ``folder``'s config names to ``folder``, for a directory that was moved."""
-    path = folder / HF_CONFIG_NAME
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["model_cfg"]["text_cfg"]["hf_model_name"] = str(folder.resolve())
-    with staged(path, overwrite=True) as new:
-        _write_json(new, config)
+    with staged(folder / HF_CONFIG_NAME, overwrite=True) as new:
+        _write_json(new, config_at(folder, str(folder.resolve())))
 
 
 def _apart(state_dict: StateDict) -> StateDict:
@@ -158,7 +171,8 @@ def _verified(folder: Path, state_dict: StateDict) -> Any:
         model = _create(folder).eval()
     except RuntimeError as error:  # torch's answer where keys or shapes do not fit
         raise ValueError(f"the weights do not fit the architecture that they seem to have: {error}") from error
-    if model.vocab_size < (words := open_clip.get_tokenizer(f"local-dir:{folder}").vocab_size):
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    if model.vocab_size < (words := tokenizer.vocab_size):
         raise ValueError(
             f"token_embedding.weight has {model.vocab_size} rows; open_clip's tokenizer has {words} tokens"
         )
@@ -169,7 +183,7 @@ def _verified(folder: Path, state_dict: StateDict) -> Any:
         if not torch.equal(loaded[key], tensor.to(loaded[key].dtype)):
             raise ValueError(f"{key} is another after loading it back")
     images = torch.randn(2, 3, *model.visual.image_size)
-    tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(["a photo of a mug", ""])
+    tokens = tokenizer(["a photo of a mug", ""])
     with torch.no_grad():
         features = (model.encode_image(images), model.encode_text(tokens))
     if not all(feature.isfinite().all() for feature in features):

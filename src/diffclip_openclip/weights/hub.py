@@ -21,6 +21,8 @@ from huggingface_hub.errors import (
 from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
 from transformers.utils import CONFIG_NAME
 
+from diffclip_openclip.weights.directory import config_at
+
 SCHEME = "hf://"
 AUTHORS_FILE = "checkpoint_best.pt"  # in each of the authors' repositories
 _MODEL_FILES = [HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME, CONFIG_NAME]
@@ -84,12 +86,7 @@ def push(folder: Path, repo_id: str, private: bool = False) -> str:
         raise FileNotFoundError(f"{folder} is no converted model, it lacks {' and '.join(missing)}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
         raise ValueError(f"{repo_id} is not of the form owner/repo")
-    try:
-        config = json.loads((folder / HF_CONFIG_NAME).read_text(encoding="utf-8"))
-        if "hf_model_name" in config["model_cfg"]["text_cfg"]:
-            config["model_cfg"]["text_cfg"]["hf_model_name"] = repo_id
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / HF_CONFIG_NAME} is not open_clip's: {type(error).__name__} {error}") from error
+    config = config_at(folder, repo_id)
     operations = [CommitOperationAdd(HF_CONFIG_NAME, json.dumps(config, indent=2).encode())]
     for name in (HF_SAFE_WEIGHTS_NAME, CONFIG_NAME, "README.md"):
         if (folder / name).is_file():

@@ -12,7 +12,7 @@ from collections import Counter
 from typing import Any
 
 import torch
-from step_check import simulated_cuda
+from step_check import simulated_cuda, without_data
 from step_model import empty_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -49,7 +49,7 @@ def count(name: str, batch_size: int) -> KernelCount:
     """Of the named model's image tower."""
     model = empty_model(name)
     with simulated_cuda(), torch.no_grad():
-        model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda"))
+        without_data(model)
         images = torch.empty(batch_size, 3, *model.visual.image_size, device="cuda")
         with KernelCount() as counted:
             model.visual(images)

@@ -79,11 +79,16 @@ def simulated_cuda() -> Iterator[None]:
             torch.clear_autocast_cache()
 
 
+def without_data(model: Any) -> None:
+    """Give a model tensors that say they are on CUDA; within :func:`simulated_cuda`."""
+    model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda"))
+
+
 def simulated(name: str) -> tuple[float, float]:
     """Bytes of an image and of a text on CUDA under autocast."""
     model = empty_model(name).train()
     with simulated_cuda():
-        model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda"))
+        without_data(model)
         return bytes_of_a_sample(model, (8, 16), "cuda")
 
 

@@ -14,9 +14,10 @@ from diffclip_openclip.model_spec import parse_spec
 
 @dataclass(frozen=True)
 class Job:
-    """All tasks of a model on a data set, which share features or logits."""
+    """All tasks of a model on a data set, which share features or logits; ``label`` is the model's in tables."""
 
     spec: str
+    label: str
     data_set: DataSet
     place: Place
 
@@ -45,16 +46,15 @@ def plan(
         FileNotFoundError: a named data set, a directory or a checkpoint that is not there.
         OSError: a URL that cannot be reached.
     """
-    for spec in specs:
-        parse_spec(spec)
+    labels = {spec: parse_spec(spec).label for spec in specs}
     known = {data_set.name: data_set for data_set in DATA_SETS}
     wanted = [known[name] for name in names if name in known] if names else DATA_SETS
     places = {data_set: locate(data_set.name, data_set.splits, roots) for data_set in wanted}
     places |= dict(_own(name, roots) for name in names if name not in known)
     chosen = {_limited(data_set, tasks): place for data_set, place in places.items()}
     jobs = [
-        Job(spec, data_set, place)
-        for spec in dict.fromkeys(specs)
+        Job(spec, label, data_set, place)
+        for spec, label in labels.items()
         for data_set, place in chosen.items()
         if place is not None and data_set.tasks
     ]
@@ -102,7 +102,7 @@ def dry_run(jobs: Iterable[Job], missing: Iterable[DataSet], results: Path, comp
 
 
 def _is_there(job: Job, task: str, results: Path, compute: Compute) -> bool:
-    folder = f"{slug(parse_spec(job.spec).label)}-*/{task}"
+    folder = f"{slug(job.label)}-*/{task}"
     names = [
         file_name(job.data_set.name, templates, compute.precision, seed)
         for templates, seed in settings_of(job, task, compute.seed)

@@ -12,9 +12,10 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from conftest import EMOJI, REPOSITORY, run_python
+from conftest import REPOSITORY, run_python
 from matplotlib import colormaps
 from matplotlib.colors import to_rgb
+from notebook_support import executed, pictures, printed
 from PIL import Image
 
 from diffclip_openclip.explain.attend import attend
@@ -606,38 +607,20 @@ def test_lambdas_refuse_what_cannot_be(specs, tmp_path):
 NOTEBOOK = REPOSITORY / "examples" / "attention.ipynb"
 
 
-def _pictures(notebook):
-    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
-    return [output["data"]["image/jpeg"] for output in outputs if "image/jpeg" in output.get("data", {})]
-
-
 def test_notebook_comes_with_results_of_the_quick_start():
     content = NOTEBOOK.read_text(encoding="utf-8")
     notebook = json.loads(content)
-    printed = [output["text"] for cell in notebook["cells"] for output in cell.get("outputs", ()) if "text" in output]
-    assert "the quick start's models\n" in ["".join(text) for text in printed]
-    assert len(_pictures(notebook)) == 6
+    texts = [output["text"] for cell in notebook["cells"] for output in cell.get("outputs", ()) if "text" in output]
+    assert "the quick start's models\n" in ["".join(text) for text in texts]
+    assert pictures(notebook) == 6
     assert not any(output.get("name") == "stderr" for cell in notebook["cells"] for output in cell.get("outputs", ()))
     assert not re.search(r"/(home|tmp|root|Users)/", content)
 
 
 @pytest.mark.slow
 def test_notebook_runs_in_a_fresh_clone(tmp_path, monkeypatch):
-    nbformat = pytest.importorskip("nbformat", reason="the dev extra")
-    nbclient = pytest.importorskip("nbclient", reason="the dev extra")
-    pytest.importorskip("ipykernel", reason="the dev extra")
-    folder = tmp_path / "examples"
-    folder.mkdir()
-    (folder / "emoji").symlink_to(EMOJI.parent)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs = []
-    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
-    printed = "".join(
-        output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ()) if output.get("name")
-    )
-    assert "models that know twelve emoji" in printed
-    assert "tower  layer   lambda" in printed
-    assert len(_pictures(notebook)) == 6
+    notebook = executed(NOTEBOOK, tmp_path)
+    assert "models that know twelve emoji" in printed(notebook)
+    assert "tower  layer   lambda" in printed(notebook)
+    assert pictures(notebook) == 6

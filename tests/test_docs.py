@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import EMOJI, REPOSITORY, read_tar, run_python
 from markdown_support import blocks, broken_links, check, commands, extras, languages, python_code
+from notebook_support import executed, pictures, printed
 from PIL import Image
 
 from diffclip_openclip import model_names
@@ -199,16 +200,6 @@ def test_drawing_has_its_own_ground_in_light_and_dark():
 NOTEBOOK = REPOSITORY / "examples" / "quickstart.ipynb"
 
 
-def _printed(notebook) -> str:
-    outputs = (output for cell in notebook["cells"] for output in cell.get("outputs", ()))
-    return "".join("".join(output["text"]) for output in outputs if output.get("name") == "stdout")
-
-
-def _pictures(notebook) -> int:
-    outputs = (output for cell in notebook["cells"] for output in cell.get("outputs", ()))
-    return sum("image/jpeg" in output.get("data", {}) for output in outputs)
-
-
 def _percentages(text: str) -> list[str]:
     return re.findall(r"top-\d +([\d.]+)%", text)
 
@@ -216,8 +207,8 @@ def _percentages(text: str) -> list[str]:
 def test_notebook_comes_with_the_quick_starts_results():
     content = NOTEBOOK.read_text(encoding="utf-8")
     notebook = json.loads(content)
-    assert "the quick start's model\n" in _printed(notebook)
-    assert _pictures(notebook) == 2
+    assert "the quick start's model\n" in printed(notebook)
+    assert pictures(notebook) == 2
     assert not re.search(r'"stderr"|/(home|tmp|root|Users)/', content)
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     scores = dict(re.findall(r"^\| (unseen vendor, .+ \| top-\d) \|.+\| ([\d.]+) % \|$", readme, re.M))
@@ -226,7 +217,7 @@ def test_notebook_comes_with_the_quick_starts_results():
         "unseen vendor, 1,412 labels | top-5",
         "unseen vendor, 8 groups | top-1",
     ]
-    assert _percentages(_printed(notebook))[:3] == [scores[line] for line in wanted]
+    assert _percentages(printed(notebook))[:3] == [scores[line] for line in wanted]
 
 
 def test_notebook_links_lead_somewhere():
@@ -239,18 +230,8 @@ def test_notebook_links_lead_somewhere():
 
 @pytest.mark.slow
 def test_notebook_runs_in_a_fresh_clone(tmp_path, monkeypatch):
-    nbformat = pytest.importorskip("nbformat", reason="the dev extra")
-    nbclient = pytest.importorskip("nbclient", reason="the dev extra")
-    pytest.importorskip("ipykernel", reason="the dev extra")
-    folder = tmp_path / "examples"
-    folder.mkdir()
-    (folder / "emoji").symlink_to(EMOJI.parent)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs = []
-    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
-    assert "a model of a dozen steps:\nTrain Epoch: 0" in _printed(notebook)
-    assert len(_percentages(_printed(notebook))) == 4
-    assert _pictures(notebook) == 2
+    notebook = executed(NOTEBOOK, tmp_path)
+    assert "a model of a dozen steps:\nTrain Epoch: 0" in printed(notebook)
+    assert len(_percentages(printed(notebook))) == 4
+    assert pictures(notebook) == 2

@@ -8,6 +8,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
+from test_weights_convert import save_as_published
 
 from diffclip_openclip import to_reference
 from diffclip_openclip.cli import main
@@ -177,9 +178,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def checkpoint(model, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("published") / "reference.pt"
-    torch.save({"state_dict": to_reference(model.state_dict())}, path)
-    return path
+    return save_as_published(model, tmp_path_factory.mktemp("published") / "reference.pt")
 
 
 @pytest.fixture

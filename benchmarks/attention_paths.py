@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 from timm.layers import Attention
 
-import diffclip_openclip.attention as attention
+import diffclip_openclip.attention.v1 as attention
 
 
 def measure(paths: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:

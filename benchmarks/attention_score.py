@@ -20,7 +20,7 @@ from typing import Any
 
 from PIL import Image
 
-from diffclip_openclip.bench_report import machine
+from diffclip_openclip.bench.results import machine
 from diffclip_openclip.explain.composed import SIDE, compose, photographs, read_cut_outs
 from diffclip_openclip.explain.score import attention_score
 from diffclip_openclip.explain.score_table import as_markdown

@@ -5,16 +5,16 @@ Importing this package registers the models; after installation ``import open_cl
 
 from typing import TYPE_CHECKING, Any
 
-from diffclip_openclip.attention import DifferentialAttention
-from diffclip_openclip.attention_core import differential_attention_reference
-from diffclip_openclip.attention_v2 import DifferentialAttentionV2, differential_attention_v2_reference
-from diffclip_openclip.configs import DiffCLIPTextConfig, DiffCLIPVisionConfig
+from diffclip_openclip.attention.paths import differential_attention_reference
+from diffclip_openclip.attention.v1 import DifferentialAttention
+from diffclip_openclip.attention.v2 import DifferentialAttentionV2, differential_attention_v2_reference
 from diffclip_openclip.registration import model_names, register
+from diffclip_openclip.towers.configs import DiffCLIPTextConfig, DiffCLIPVisionConfig
 from diffclip_openclip.weights.reference import from_reference, to_reference
 
 if TYPE_CHECKING:
-    from diffclip_openclip.text import DiffCLIPTextModel
-    from diffclip_openclip.vision_model import DiffCLIPVisionModel
+    from diffclip_openclip.towers.text import DiffCLIPTextModel
+    from diffclip_openclip.towers.vision import DiffCLIPVisionModel
 
 __version__ = "0.1.0"
 __all__ = [
@@ -36,11 +36,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """The transformers models, whose import takes long, when they are asked for (PEP 562)."""
     if name == "DiffCLIPTextModel":
-        from diffclip_openclip.text import DiffCLIPTextModel
+        from diffclip_openclip.towers.text import DiffCLIPTextModel
 
         return DiffCLIPTextModel
     if name == "DiffCLIPVisionModel":
-        from diffclip_openclip.vision_model import DiffCLIPVisionModel
+        from diffclip_openclip.towers.vision import DiffCLIPVisionModel
 
         return DiffCLIPVisionModel
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,8 +15,8 @@ import open_clip
 from open_clip.hf_configs import arch_dict
 from open_clip.hf_model import register_pooler
 
-from diffclip_openclip.configs import DiffCLIPTextConfig, register_configs
 from diffclip_openclip.pooler import DiffclipTextPooler
+from diffclip_openclip.towers.configs import DiffCLIPTextConfig, register_configs
 
 _TEXT_ARCH: dict[str, Any] = {
     "config_names": {

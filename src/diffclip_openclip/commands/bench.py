@@ -16,11 +16,11 @@ examples:
 
 
 def _bench(arguments: argparse.Namespace) -> list[str]:
-    from diffclip_openclip import bench, bench_report
+    from diffclip_openclip.bench import measure, results
 
     if arguments.output is not None:
-        bench_report.check_output(arguments.output, arguments.overwrite)
-    settings = bench.settings_of(
+        results.check_output(arguments.output, arguments.overwrite)
+    settings = measure.settings_of(
         arguments.device,
         arguments.precision,
         arguments.compile,
@@ -28,11 +28,11 @@ def _bench(arguments: argparse.Namespace) -> list[str]:
         arguments.batch_size,
         arguments.image_size,
     )
-    passes = bench.PASSES[:1] if arguments.forward_only else bench.PASSES
-    rows = bench.bench(arguments.model or _BENCH_MODELS, settings, arguments.rounds, passes)
+    passes = measure.PASSES[:1] if arguments.forward_only else measure.PASSES
+    rows = measure.bench(arguments.model or _BENCH_MODELS, settings, arguments.rounds, passes)
     if arguments.output is not None:
-        bench_report.save(rows, arguments.command, arguments.output, arguments.overwrite)
-    return [bench_report.table(rows)]
+        results.save(rows, arguments.command, arguments.output, arguments.overwrite)
+    return [results.table(rows)]
 
 
 def add_commands(command: AddCommand) -> None:

@@ -59,7 +59,7 @@ def _push(arguments: argparse.Namespace) -> list[str]:
 
 
 def _export(arguments: argparse.Namespace) -> list[str]:
-    from diffclip_openclip.export import export_onnx
+    from diffclip_openclip.weights.onnx import export_onnx
 
     return export_onnx(arguments.out, arguments.out / "onnx", arguments.overwrite)
 

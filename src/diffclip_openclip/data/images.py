@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from diffclip_openclip.images import to_rgb
+from diffclip_openclip.data.rgb import to_rgb
 
 ImageSource = Path | Image.Image
 

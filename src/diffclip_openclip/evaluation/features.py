@@ -19,11 +19,11 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
+from diffclip_openclip.data.rgb import to_rgb
 from diffclip_openclip.evaluation.compute import Compute
 from diffclip_openclip.evaluation.layout import Place, shard_fingerprint
 from diffclip_openclip.files import staged
-from diffclip_openclip.images import to_rgb
-from diffclip_openclip.loading import LoadedModel
+from diffclip_openclip.weights.loading import LoadedModel
 
 IMAGES = ["webp", "png", "jpg", "jpeg"]  # those that clip_benchmark reads
 
@@ -142,7 +142,7 @@ def read_shard(shard: str, fields: tuple[str, ...], transform: Any) -> Iterator[
     """Transformed RGB images of a shard, each with other fields of its sample.
 
     Images are those that clip_benchmark gives, but for greys of 16 bits
-    (:func:`~diffclip_openclip.images.to_rgb`). Nothing else in the shard is decoded: webdataset would unpickle some
+    (:func:`~diffclip_openclip.data.rgb.to_rgb`). Nothing else in the shard is decoded: webdataset would unpickle some
     kinds of files.
     """
     decode = wds.decode(_decode_image, only=[*IMAGES, *fields])

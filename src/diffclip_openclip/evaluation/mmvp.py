@@ -13,7 +13,7 @@ from diffclip_openclip.evaluation.compute import Compute
 from diffclip_openclip.evaluation.features import read_shard
 from diffclip_openclip.evaluation.layout import Place
 from diffclip_openclip.evaluation.suite import MMVP_PAPER_PATTERNS, MMVP_PATTERNS
-from diffclip_openclip.loading import LoadedModel
+from diffclip_openclip.weights.loading import LoadedModel
 
 _PROMPT = "a photo of "
 

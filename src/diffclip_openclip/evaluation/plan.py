@@ -9,7 +9,7 @@ from diffclip_openclip.evaluation.layout import Place, locate
 from diffclip_openclip.evaluation.results import file_name, slug
 from diffclip_openclip.evaluation.suite import DATA_SETS, FEW_SHOT, LINEAR_PROBE, RETRIEVAL, ZERO_SHOT, DataSet
 from diffclip_openclip.evaluation.zeroshot import templates_of
-from diffclip_openclip.model_spec import parse_spec
+from diffclip_openclip.weights.spec import parse_spec
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def plan(
     """The jobs whose data are there, a model after another, and the paper's data sets that are missing.
 
     Args:
-        specs: models; see :func:`~diffclip_openclip.model_spec.parse_spec`.
+        specs: models; see :func:`~diffclip_openclip.weights.spec.parse_spec`.
         roots: see :func:`~diffclip_openclip.evaluation.layout.locate`.
         names: data sets; all of the paper's by default. One that is not the paper's is for what its layout allows:
             retrieval for captions, zero-shot classification with class names, linear probe and few-shot with a

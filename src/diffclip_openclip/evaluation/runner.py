@@ -17,7 +17,7 @@ from diffclip_openclip.evaluation.features import Features, extract
 from diffclip_openclip.evaluation.plan import Job, settings_of
 from diffclip_openclip.evaluation.results import Identity, headline, is_done, write
 from diffclip_openclip.evaluation.suite import FEW_SHOT, LINEAR_PROBE, MMVP, RETRIEVAL, ZERO_SHOT
-from diffclip_openclip.loading import LoadedModel, load_model
+from diffclip_openclip.weights.loading import LoadedModel, load_model
 
 _PATIENCE = timedelta(days=30)  # a process that is done waits for those that are not
 

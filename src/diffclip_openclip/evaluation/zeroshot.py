@@ -18,7 +18,7 @@ from diffclip_openclip.evaluation.compute import Compute
 from diffclip_openclip.evaluation.features import shard_batches
 from diffclip_openclip.evaluation.layout import Place
 from diffclip_openclip.files import staged
-from diffclip_openclip.loading import LoadedModel
+from diffclip_openclip.weights.loading import LoadedModel
 
 RECALL_AT = (1, 5, 10)
 

@@ -13,7 +13,7 @@ from diffclip_openclip.explain.page import page
 from diffclip_openclip.explain.pictures import COLORMAP, check_colormap, relevance_figure
 from diffclip_openclip.explain.views import read_image
 from diffclip_openclip.files import check_place, staged
-from diffclip_openclip.loading import LoadedModel, load_model
+from diffclip_openclip.weights.loading import LoadedModel, load_model
 
 _PICTURES, _PAGE = (".png", ".svg"), ".html"
 _Look = TypeVar("_Look")
@@ -36,7 +36,7 @@ def attend(
     instead, for which texts, ``method``, ``start_layer`` and ``colormap`` are of no account. A page (HTML) has both.
 
     Args:
-        models: ``NAME`` or ``NAME,PRETRAINED``, as :func:`~diffclip_openclip.loading.load_model` takes them.
+        models: ``NAME`` or ``NAME,PRETRAINED``, as :func:`~diffclip_openclip.weights.loading.load_model` takes them.
         method, start_layer: as :func:`~diffclip_openclip.explain.relevance.relevance` takes them.
         colormap: of the relevance; matplotlib's name, "jet" is the paper's.
 

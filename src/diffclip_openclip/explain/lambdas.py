@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from diffclip_openclip.attention import DYNAMIC, LAMBDA_INIT, DifferentialAttention, resolve_lambda_init
+from diffclip_openclip.attention.v1 import DYNAMIC, LAMBDA_INIT, DifferentialAttention, resolve_lambda_init
 from diffclip_openclip.explain.towers import attention_layers
 from diffclip_openclip.weights.architecture import Architecture
 from diffclip_openclip.weights.checkpoint import read_checkpoint

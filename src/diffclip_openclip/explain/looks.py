@@ -13,7 +13,7 @@ from diffclip_openclip.explain.maps import LayerMaps, attention_maps
 from diffclip_openclip.explain.relevance import Relevance, relevance
 from diffclip_openclip.explain.towers import Tokens, tokens_of
 from diffclip_openclip.explain.views import Pixels, view
-from diffclip_openclip.loading import LoadedModel
+from diffclip_openclip.weights.loading import LoadedModel
 
 
 @dataclass(frozen=True)

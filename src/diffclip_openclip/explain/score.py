@@ -24,7 +24,7 @@ from tqdm import tqdm
 from diffclip_openclip.explain.composed import Pair
 from diffclip_openclip.explain.relevance import relevance
 from diffclip_openclip.explain.score_table import Floats, Row, summarize
-from diffclip_openclip.loading import LoadedModel, load_model
+from diffclip_openclip.weights.loading import LoadedModel, load_model
 
 SCORES = ("inside", "pointing", "within pair", "recognised")
 
@@ -35,7 +35,7 @@ def attention_score(
     """:data:`SCORES` of models, and as a control of the same models with their weights shuffled.
 
     Args:
-        models: ``NAME,PRETRAINED``, as :func:`~diffclip_openclip.loading.load_model` takes them. Those of the
+        models: ``NAME,PRETRAINED``, as :func:`~diffclip_openclip.weights.loading.load_model` takes them. Those of the
             same NAME count as checkpoints of one model; differences are to the first NAME.
         method, start_layer: as :func:`~diffclip_openclip.explain.relevance.relevance` takes them.
         seed: of the bootstrap and of the shuffling.

@@ -11,10 +11,10 @@ import open_clip
 import torch
 from transformers.utils import CONFIG_NAME
 
-from diffclip_openclip import vision
-from diffclip_openclip.attention import DYNAMIC, LAMBDA_INIT
-from diffclip_openclip.configs import DiffCLIPTextConfig
+from diffclip_openclip.attention.v1 import DYNAMIC, LAMBDA_INIT
 from diffclip_openclip.registration import model_names
+from diffclip_openclip.towers import timm_vit
+from diffclip_openclip.towers.configs import DiffCLIPTextConfig
 from diffclip_openclip.weights.reference import depth_of
 
 VARIANTS = ("static", "dynamic", "gelu", "quickgelu")
@@ -99,7 +99,7 @@ def recognize_image_tower(state_dict: Mapping[str, torch.Tensor], variant: str |
     """open_clip's ``vision_cfg`` for the timm tower whose keys start with ``prefix``; raises as :func:`recognize`."""
     kind = _image_kind(state_dict, variant, prefix)
     embed_dim, _, patch_size, _ = _shape(state_dict, f"{prefix}patch_embed.proj.weight", 4)
-    tower = vision.find_tower(kind, patch_size, embed_dim, depth_of(state_dict, f"{prefix}blocks."))
+    tower = timm_vit.find_tower(kind, patch_size, embed_dim, depth_of(state_dict, f"{prefix}blocks."))
     num_tokens = _size(state_dict, f"{prefix}pos_embed", 1)
     if num_tokens != (tower.image_size // patch_size) ** 2 + 1:
         raise ValueError(

@@ -17,7 +17,7 @@ from open_clip.constants import (
 from open_clip.factory import parse_model_name
 from open_clip.pretrained import get_pretrained_cfg
 
-from diffclip_openclip.attention import DYNAMIC, LAMBDA_INIT
+from diffclip_openclip.attention.v1 import DYNAMIC, LAMBDA_INIT
 from diffclip_openclip.files import sha256
 from diffclip_openclip.registration import model_names
 from diffclip_openclip.weights import hub

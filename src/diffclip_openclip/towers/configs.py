@@ -1,0 +1,171 @@
+"""Configurations of the text and the image tower as transformers models, known to transformers by ``model_type``.
+
+They are apart from the models because transformers' model classes take long to import, which ``import open_clip`` is to
+be spared. Whoever asks ``AutoModel`` for a model has a config first, so it is configs that make their model known.
+"""
+
+import importlib
+import math
+from typing import Any
+
+import timm
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+
+from diffclip_openclip.attention.v1 import LAMBDA_INIT, resolve_lambda_init
+from diffclip_openclip.towers import timm_vit  # noqa: F401  importing it registers the towers with timm
+from diffclip_openclip.towers.trunk import sizes_of
+
+
+def register_model(module: str) -> None:
+    """Import one of this package's modules, whose model registers itself with ``AutoModel``."""
+    importlib.import_module(f"diffclip_openclip.towers.{module}")
+
+
+def _check_sizes(sizes: dict[str, Any]) -> None:
+    for name, size in sizes.items():
+        if type(size) is not int or size < 1:  # True is an int too
+            raise ValueError(f"{name} is {size!r}; it must be a whole number above 0")
+
+
+def _check_number(name: str, value: Any, least: float, below: float) -> None:
+    if type(value) not in (int, float) or not least <= value < below:
+        raise ValueError(f"{name} is {value!r}; it must be a number of at least {least:g} and below {below:g}")
+
+
+def _check_activation(name: Any) -> None:
+    from transformers.activations import ACT2FN  # imported by the model's module already
+
+    if not isinstance(name, str) or name not in ACT2FN:
+        raise ValueError(f"hidden_act is {name!r}; it must be one of transformers': {', '.join(sorted(ACT2FN))}")
+
+
+class DiffCLIPTextConfig(PretrainedConfig):
+    """Configuration of :class:`DiffCLIPTextModel`; the defaults are the text tower of DiffCLIP-B/16.
+
+    Args:
+        hidden_size: embed_dim C of the tower.
+        num_attention_heads: the usual number of heads; in version 1 two of them make a differential pair, so even.
+        max_position_embeddings: longest context.
+        hidden_act: transformers' name of the activation, "quick_gelu" or "gelu" in CLIP.
+        attention_version: 1 for DiffCLIP's attention, 2 for :class:`DifferentialAttentionV2`.
+        lambda_init: a number in [0, 1), or "dynamic" for 0.8 - 0.6 exp(-0.3 l) in layer l (DiffCLIP*); version 2 has
+            none.
+        attention_dropout: dropout on both attention maps.
+        pad_token_id: read by open_clip's adapter for an attention mask, which has no effect on this model.
+
+    Raises:
+        ValueError: a value that is none of these, or sizes that no layer can have; names the field and what is allowed.
+    """
+
+    model_type = "diffclip_text"
+
+    def __init__(
+        self,
+        vocab_size: int = 49408,
+        hidden_size: int = 512,
+        intermediate_size: int = 2048,
+        num_hidden_layers: int = 12,
+        num_attention_heads: int = 8,
+        max_position_embeddings: int = 77,
+        hidden_act: str = "quick_gelu",
+        layer_norm_eps: float = 1e-5,
+        attention_dropout: float = 0.0,
+        attention_version: int = 1,
+        lambda_init: float | str = LAMBDA_INIT,
+        pad_token_id: int = 0,
+        bos_token_id: int = 49406,
+        eos_token_id: int = 49407,
+        **kwargs: Any,
+    ) -> None:
+        register_model("text")
+        _check_sizes(
+            {
+                "vocab_size": vocab_size,
+                "hidden_size": hidden_size,
+                "intermediate_size": intermediate_size,
+                "num_hidden_layers": num_hidden_layers,
+                "num_attention_heads": num_attention_heads,
+                "max_position_embeddings": max_position_embeddings,
+            }
+        )
+        if attention_version not in (1, 2):
+            raise ValueError(f"attention_version is {attention_version!r}; it must be 1 or 2")
+        _check_activation(hidden_act)
+        _check_number("layer_norm_eps", layer_norm_eps, 0.0, math.inf)
+        _check_number("attention_dropout", attention_dropout, 0.0, 1.0)
+        resolve_lambda_init(lambda_init, depth=0)
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.intermediate_size = intermediate_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.max_position_embeddings = max_position_embeddings
+        self.hidden_act = hidden_act
+        self.layer_norm_eps = layer_norm_eps
+        self.attention_dropout = attention_dropout
+        self.attention_version = attention_version
+        self.lambda_init = lambda_init
+        kwargs |= {"pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
+        super().__init__(**kwargs)
+
+
+class DiffCLIPVisionConfig(PretrainedConfig):
+    """Configuration of :class:`DiffCLIPVisionModel`; the tower's name decides every size.
+
+    Args:
+        timm_model_name: a ViT registered with timm, differential or plain, that has one class token.
+
+    Raises:
+        ValueError: timm has no model of that name.
+    """
+
+    model_type = "diffclip_vision"
+
+    def __init__(self, timm_model_name: str = "vit_base_patch16_diffclip_224", **kwargs: Any) -> None:
+        register_model("vision")
+        if not timm.is_model(timm_model_name):
+            raise ValueError(
+                f"timm has no model {timm_model_name!r}; timm.list_models('vit_*') lists those that it has"
+            )
+        self.timm_model_name = timm_model_name
+        super().__init__(**kwargs)
+
+    @property
+    def hidden_size(self) -> int:
+        return self._sizes()["hidden_size"]
+
+    @property
+    def image_size(self) -> int:
+        return self._sizes()["image_size"]
+
+    @property
+    def patch_size(self) -> int:
+        return self._sizes()["patch_size"]
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return self._sizes()["num_hidden_layers"]
+
+    @property
+    def num_attention_heads(self) -> int:
+        return self._sizes()["num_attention_heads"]
+
+    def _sizes(self) -> dict[str, int]:
+        return sizes_of(self.timm_model_name)
+
+
+def register_configs() -> None:
+    """Make both model types known to ``AutoConfig``; repeating it changes nothing.
+
+    Raises:
+        ValueError: another package has registered a different class for one of them.
+    """
+    for config_class in (DiffCLIPTextConfig, DiffCLIPVisionConfig):
+        model_type = config_class.model_type
+        known = CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else config_class  # noqa: SIM401  get finds none
+        if known.__module__ != config_class.__module__:
+            raise ValueError(
+                f"transformers already has another model type {model_type!r}, from {known.__module__}; "
+                "uninstall or rename that one to use diffclip_openclip"
+            )
+        AutoConfig.register(model_type, config_class, exist_ok=True)

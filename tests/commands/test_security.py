@@ -1,0 +1,311 @@
+"""Nothing that is read is run, and nothing is fetched that nobody asked for."""
+
+import io
+import json
+import pickle
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from support.common import run_host, train_arguments, write_tar
+from support.faults import Payload, encoded
+from transformers import AutoModel
+
+from diffclip_openclip.cli import main
+from diffclip_openclip.registration import config_dir
+from diffclip_openclip.weights.architecture import packaged_architecture
+
+NAME = "DiffCLIP-nano"
+
+
+# --- checkpoints ---
+
+
+@pytest.fixture(scope="module")
+def state_dict() -> dict[str, torch.Tensor]:
+    return open_clip.create_model(NAME).state_dict()
+
+
+@pytest.fixture
+def mark(tmp_path) -> Path:
+    """Where the payload leaves its trace."""
+    return tmp_path / "mark"
+
+
+@pytest.fixture
+def checkpoint(state_dict, mark, tmp_path) -> Path:
+    """Whole weights, as open_clip's trainer keeps them, and beside them what runs when it is unpickled."""
+    path = tmp_path / "run" / "checkpoints" / "epoch_1.pt"
+    path.parent.mkdir(parents=True)
+    torch.save({"epoch": 1, "name": "run", "state_dict": state_dict, "optimizer": Payload(mark)}, path)
+    (path.parents[1] / "params.txt").write_text(f"model: {NAME}\n")
+    return path
+
+
+@pytest.fixture
+def directory(checkpoint, tmp_path) -> Path:
+    """A model directory whose weights are that checkpoint, under every name that is looked for."""
+    folder = tmp_path / "DIR"
+    shutil.copytree(config_dir() / "text" / NAME, folder)
+    model_cfg = open_clip.get_model_config(NAME)
+    model_cfg["text_cfg"]["hf_model_name"] = str(folder)
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": model_cfg, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}})
+    )
+    for name in ("open_clip_pytorch_model.bin", "pytorch_model.bin"):
+        shutil.copy(checkpoint, folder / name)
+    return folder
+
+
+def _refuses(capsys, *arguments: object) -> str:
+    assert main([str(argument) for argument in arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert line.startswith(f"diffclip {arguments[0]}: error: ")
+    return line
+
+
+@pytest.fixture
+def image(tmp_path) -> Path:
+    path = tmp_path / "image.png"
+    Image.new("RGB", (48, 48)).save(path)
+    return path
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """A data set that there is something to evaluate on."""
+    root = tmp_path / "data"
+    write_tar(root / "mmvp" / "test" / "0.tar", [])
+    (root / "mmvp" / "test" / "nshards.txt").write_text("1")
+    return root
+
+
+COMMANDS = {
+    "convert": lambda at: ["convert", at["checkpoint"], at["out"]],
+    "convert a directory": lambda at: ["convert", at["directory"], at["out"]],
+    "warm-start": lambda at: ["warm-start", f"CLIP-nano-baseline:{at['checkpoint']}", at["out"]],
+    "warm-start a directory": lambda at: ["warm-start", f"local-dir:{at['directory']}", at["out"]],
+    "export": lambda at: ["export", at["directory"], "--format", "onnx"],
+    "evaluate": lambda at: _evaluate(f"{NAME},{at['checkpoint']}", at),
+    "evaluate a directory": lambda at: _evaluate(f"local-dir:{at['directory']}", at),
+    "lambdas": lambda at: ["lambdas", at["checkpoint"]],
+    "lambdas of a run": lambda at: ["lambdas", at["checkpoint"].parents[1]],
+    "lambdas of a directory": lambda at: ["lambdas", at["directory"]],
+    "attend": lambda at: _attend(f"{NAME},{at['checkpoint']}", at),
+    "attend with a directory": lambda at: _attend(f"local-dir:{at['directory']}", at),
+}
+
+
+def _evaluate(spec, at):
+    return ["evaluate", "--model", spec, "--data", at["data"], "--output", at["out"]]
+
+
+def _attend(spec, at):
+    return ["attend", at["image"], "--text", "a mug", "--model", spec, "--output", at["out"].with_suffix(".png")]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_command_runs_a_payload(command, checkpoint, directory, data, image, mark, tmp_path, capsys):
+    at = {"checkpoint": checkpoint, "directory": directory, "data": data, "image": image, "out": tmp_path / "OUT"}
+    _refuses(capsys, *COMMANDS[command](at))
+    assert not mark.exists()
+    assert not (tmp_path / "OUT").exists()
+
+
+HOSTS = {
+    "create_model": lambda at: open_clip.create_model(NAME, pretrained=str(at["checkpoint"])),
+    "create_model, a directory": lambda at: open_clip.create_model(f"local-dir:{at['directory']}"),
+    "create_model, image tower": lambda at: _tower_alone(at["checkpoint"]),
+    "create_model, numpy": lambda at: open_clip.create_model(NAME, pretrained=str(at["numpy"])),
+    "the trainer's --resume": lambda at: _resume(at["checkpoint"]),
+    "transformers, text tower": lambda at: AutoModel.from_pretrained(at["directory"]),
+    "timm": lambda at: timm.create_model("vit_nano_patch12_diffclip_48", checkpoint_path=str(at["checkpoint"])),
+}
+
+
+def _resume(checkpoint: Path) -> None:
+    from open_clip_train.file_utils import pt_load
+
+    pt_load(str(checkpoint), map_location="cpu")
+
+
+def _tower_alone(checkpoint: Path) -> None:
+    """open_clip logs what goes wrong with a tower's own weights, and goes on."""
+    open_clip.create_model(NAME, pretrained_image_path=str(checkpoint))
+    raise ValueError("not loaded")
+
+
+@pytest.mark.parametrize("door", HOSTS)
+def test_no_host_runs_one_for_our_models(door, checkpoint, directory, mark, tmp_path):
+    np.savez(tmp_path / "weights.npz", a=np.array([Payload(mark)], dtype=object))
+    at = {"checkpoint": checkpoint, "directory": directory, "numpy": tmp_path / "weights.npz"}
+    with pytest.raises((pickle.UnpicklingError, RuntimeError, ValueError, KeyError, OSError)):
+        HOSTS[door](at)
+    assert not mark.exists()
+
+
+def test_the_payload_is_a_real_one(checkpoint, mark):
+    torch.load(checkpoint, weights_only=False)
+    assert mark.exists()
+
+
+def test_a_pickle_under_the_name_of_safetensors(checkpoint, mark, tmp_path, capsys):
+    path = checkpoint.rename(tmp_path / "model.safetensors")
+    assert "which no checkpoint of weights needs" in _refuses(capsys, "convert", path, tmp_path / "OUT")
+    assert not mark.exists()
+
+
+def test_a_config_cannot_name_code_to_run(state_dict, mark, tmp_path):
+    """transformers' auto_map: code in a model's own folder, which is for those who trust it."""
+    folder = tmp_path / "DIR"
+    architecture = packaged_architecture(NAME)
+    folder.mkdir()
+    place = {"hf_model_name": str(folder)}
+    model_cfg = architecture.model_cfg | {"text_cfg": architecture.model_cfg["text_cfg"] | place}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": {}}))
+    text_config = architecture.text_config | {"auto_map": {"AutoConfig": "code.Config", "AutoModel": "code.Model"}}
+    (folder / "config.json").write_text(
+        json.dumps(text_config | {"transformers_weights": "open_clip_model.safetensors"})
+    )
+    (folder / "code.py").write_text(f"import os\nos.mkdir({str(mark)!r})\n")
+    save_file(state_dict, folder / "open_clip_model.safetensors")
+    model = open_clip.create_model(f"local-dir:{folder}")
+    assert type(model.text.transformer).__module__ == "diffclip_openclip.towers.text"
+    assert not mark.exists()
+
+
+# --- shards ---
+
+
+def _pickled(mark: Path, ending: str) -> bytes:
+    stream = io.BytesIO()
+    if ending == "pth":
+        torch.save(Payload(mark), stream)
+    else:
+        pickle.dump(Payload(mark), stream)
+    return stream.getvalue()
+
+
+def _write_shard(path: Path, mark: Path, ending: str, count: int = 2, **fields: str) -> None:
+    """Good samples, numbered, each with a pickle beside its image and fields ({i}: its number)."""
+    files = []
+    for i in range(count):
+        files.append((f"s{i}.png", encoded(Image.new("RGB", (48, 48), (60 * i, 0, 0)), "PNG")))
+        files += [(f"s{i}.{field}", content.replace("{i}", str(i)).encode()) for field, content in fields.items()]
+        files.append((f"s{i}.{ending}", _pickled(mark, ending)))
+    write_tar(path, files)
+    (path.parent / "nshards.txt").write_text("1\n")
+
+
+def _zero_shot(root, mark, ending):
+    _write_shard(root / "imagenet-r" / "test" / "0.tar", mark, ending, cls="{i}")
+    (root / "imagenet-r" / "classnames.txt").write_text("a\nb\n")
+
+
+def _retrieval(root, mark, ending):
+    _write_shard(root / "flickr8k" / "test" / "0.tar", mark, ending, txt="a mug\nlamp {i}")
+    (root / "flickr8k" / "dataset_type.txt").write_text("retrieval\n")
+
+
+def _mmvp(root, mark, ending):
+    pattern = '{"qid": "{i}", "pattern": "Texts"}'
+    _write_shard(root / "mmvp" / "test" / "0.tar", mark, ending, json=pattern, txt="a mug")
+
+
+def _probed(root, mark, ending):
+    for split in ("train", "test"):
+        _write_shard(root / "pets" / split / "0.tar", mark, ending, cls="{i}")
+
+
+@pytest.mark.parametrize("ending", ["pth", "pyd", "pickle"])
+@pytest.mark.parametrize("build", [_zero_shot, _retrieval, _mmvp, _probed])
+def test_evaluation_does_not_unpickle_what_shards_hold(build, ending, state_dict, mark, tmp_path):
+    build(tmp_path / "data", mark, ending)
+    torch.save(state_dict, tmp_path / "model.pt")
+    spec, output = f"{NAME},{tmp_path / 'model.pt'}", str(tmp_path / "R")
+    main(["evaluate", "--model", spec, "--data", str(tmp_path / "data"), "--output", output, "--workers", "0"])
+    assert not mark.exists()
+
+
+@pytest.mark.xfail(strict=True, reason="open_clip's trainer lets webdataset decode all, so it unpickles .pyd files")
+def test_nor_does_the_trainer(mark, tmp_path):
+    """Which is the host: train on shards that you trust."""
+    from open_clip_train.data import get_wds_dataset
+    from open_clip_train.params import parse_args
+
+    _write_shard(tmp_path / "train.tar", mark, "pyd", txt="a mug")
+    (tmp_path / "nshards.txt").unlink()
+    args = parse_args([*train_arguments(tmp_path / "train.tar"), "--workers", "0", "--batch-size", "1"])
+    args.world_size, args.train_num_samples = 1, 1
+    _, preprocess, _ = open_clip.create_model_and_transforms(NAME, load_weights=False)
+    next(iter(get_wds_dataset(args, preprocess, is_train=True, tokenizer=open_clip.get_tokenizer(NAME)).dataloader))
+    assert not mark.exists()
+
+
+# --- network ---
+
+# Workers of data loaders, which are forked, keep the hook. Sockets of this machine's own kind are between processes;
+# urllib3 looks, when it is imported, whether it can bind to ::1.
+_GUARD = """
+import os, sys
+
+def guard(event, arguments):
+    if not event.startswith('socket.') or event in ('socket.__new__', 'socket.gethostname', 'socket.sethostname'):
+        return
+    if arguments and getattr(arguments[0], 'family', None) == 1:  # AF_UNIX
+        return
+    if event == 'socket.bind' and arguments[1][:1] == ('::1',):
+        return
+    frame, modules = sys._getframe(), []
+    while frame is not None:
+        modules.append(frame.f_globals.get('__name__', ''))
+        frame = frame.f_back
+    with open(LOG, 'a') as log:
+        print(event, *(name for name in ('huggingface_hub', 'urllib') if any(m.startswith(name) for m in modules)),
+              file=log)
+    raise OSError('there is no network here')
+
+LOG = os.path.abspath('network.log')
+sys.addaudithook(guard)
+"""
+_WORK = """
+import json
+import open_clip
+from open_clip_train.main import main as train
+from diffclip_openclip.cli import main
+
+model, _, _ = open_clip.create_model_and_transforms('DiffCLIP-nano')
+model.encode_text(open_clip.get_tokenizer('DiffCLIP-nano')(['a mug']))
+train(json.loads(sys.argv[1]))
+checkpoint = 'logs/run/checkpoints/epoch_1.pt'
+codes = [main(arguments) for arguments in (
+    ['evaluate', '--model', 'DiffCLIP-nano,' + checkpoint, '--data', 'data', '--output', 'RESULTS'],
+    ['convert', checkpoint, 'OUT'],
+    ['lambdas', 'logs/run', '--output', 'lambdas.png'],
+    ['report', 'RESULTS', '--output', 'REPORT'],
+)]
+print(json.dumps([codes, os.path.exists(LOG), main(['convert', 'hf://owner/repo', 'FETCHED'])]))
+"""
+
+
+def test_no_network_unless_it_is_asked_for(train_shard, eval_root, tmp_path):
+    """Nothing reaches out in a whole round of work; what is asked of the hub goes through its client, and is missed."""
+    shutil.copytree(eval_root / "retrieval", tmp_path / "data" / "flickr8k")
+    arguments = [*train_arguments(train_shard), "--train-num-samples", "16", "--epochs", "1", "--precision", "fp32"]
+    arguments += ["--lr", "1e-3", "--beta1", "0.9", "--beta2", "0.98", "--eps", "1e-8"]
+    command = [sys.executable, "-c", _GUARD + _WORK, json.dumps(arguments)]
+    said = run_host(command, tmp_path, HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path / "home")).stdout.splitlines()
+    assert json.loads(said[-1]) == [[0, 0, 0, 0], False, 2]
+    assert (tmp_path / "REPORT" / "index.html").is_file()
+    (error,) = (line for line in said if line.startswith("diffclip convert: error: "))
+    assert error.endswith("hf://owner/repo is not in the cache, and the hub cannot be reached")
+    asked = (tmp_path / "network.log").read_text().splitlines()
+    assert asked
+    assert all(line.split()[1:] == ["huggingface_hub"] for line in asked)

@@ -1,0 +1,168 @@
+"""The embedded data set is whole, split as it says, and licensed as it says."""
+
+import hashlib
+import io
+import json
+import re
+import sys
+import tarfile
+
+import pytest
+from PIL import Image
+from support.common import EMOJI, REPOSITORY
+
+KEY = re.compile(r"(noto|twemoji|openmoji|fluent)_([0-9a-f-]+)(_label|_tags)?")
+TRAIN = {"noto": "train/noto.tar", "twemoji": "train/twemoji.tar", "openmoji": "train-openmoji/openmoji.tar"}
+CLASSIFICATION = ("unseen-vendor", "unseen-vendor-groups", "seen-vendors", "heldout-concepts")
+
+
+@pytest.fixture(scope="module")
+def metadata():
+    return json.loads((EMOJI / "metadata.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def shards():
+    """path -> key -> extension -> content."""
+    contents = {}
+    for path in sorted(EMOJI.rglob("*.tar")):
+        samples = contents.setdefault(path.relative_to(EMOJI).as_posix(), {})
+        with tarfile.open(path, "r|*") as tar:
+            for member in tar:
+                key, extension = member.name.split(".")
+                assert extension not in samples.setdefault(key, {})
+                samples[key][extension] = tar.extractfile(member).read()
+    return contents
+
+
+def _lines(path):
+    return (EMOJI / path).read_text(encoding="utf-8").splitlines()
+
+
+def test_files_are_those_of_the_metadata(metadata):
+    files = {path.relative_to(EMOJI).as_posix(): path.read_bytes() for path in EMOJI.rglob("*") if path.is_file()}
+    del files["metadata.json"]
+    assert {name: hashlib.sha256(data).hexdigest() for name, data in files.items()} == {
+        name: entry["sha256"] for name, entry in metadata["files"].items()
+    }
+    assert sum(map(len, files.values())) < 10e6
+
+
+def test_counts(metadata, shards):
+    counts = {path.removesuffix("/test/0.tar"): len(samples) for path, samples in shards.items()}
+    assert counts == metadata["sample_counts"]
+    for folder in ("train", "train-openmoji"):
+        sizes = json.loads((EMOJI / folder / "sizes.json").read_text())
+        assert sizes == {path.split("/")[-1]: counts[path] for path in TRAIN.values()}
+
+
+def test_training_shards(metadata, shards):
+    concepts = {concept["hexcode"]: concept for concept in metadata["concepts"]}
+    for vendor, path in TRAIN.items():
+        keys = list(shards[path])
+        for label_key, tags_key in zip(keys[::2], keys[1::2], strict=True):
+            name, hexcode, kind = KEY.fullmatch(label_key).groups()
+            assert (name, kind, tags_key) == (vendor, "_label", f"{vendor}_{hexcode}_tags")
+            assert not concepts[hexcode]["held_out"]
+            label, tags = shards[path][label_key], shards[path][tags_key]
+            assert label["webp"] == tags["webp"]
+            assert label["txt"].decode() == concepts[hexcode]["label"]
+            assert tags["txt"].decode()
+
+
+def test_evaluation_never_saw_training_and_share_alike_stays_apart(shards):
+    trained = {sample["webp"] for path in TRAIN.values() for sample in shards[path].values()}
+    for path, samples in shards.items():
+        if path.startswith("eval/"):
+            images = {sample["webp"] for sample in samples.values()}
+            assert (images <= trained) if "seen-vendors" in path else images.isdisjoint(trained)
+        if not path.startswith("train-openmoji/"):
+            assert not any(key.startswith("openmoji") for key in samples)
+    assert _lines("train-openmoji/LICENSE.txt")[0].startswith("Attribution-ShareAlike 4.0 International")
+
+
+@pytest.mark.parametrize("name", CLASSIFICATION)
+def test_classification_sets(name, metadata, shards):
+    concepts = {concept["hexcode"]: concept for concept in metadata["concepts"]}
+    classes, samples = _lines(f"eval/{name}/classnames.txt"), shards[f"eval/{name}/test/0.tar"]
+    assert len(set(classes)) == len(classes)
+    assert {int(sample["cls"]) for sample in samples.values()} == set(range(len(classes)))
+    field = "group" if name.endswith("groups") else "label"
+    for key, sample in samples.items():
+        concept = concepts[KEY.fullmatch(key)[2]]
+        assert classes[int(sample["cls"])] == concept[field]
+        assert concept["held_out"] == (name == "heldout-concepts")
+    assert _lines(f"eval/{name}/zeroshot_classification_templates.txt") == ["{c}"]
+
+
+def test_retrieval_set(shards):
+    captions = [sample["txt"].decode() for sample in shards["eval/retrieval/test/0.tar"].values()]
+    assert len(set(captions)) == len(captions) == 500
+    assert not any("\n" in caption for caption in captions)
+    assert _lines("eval/retrieval/dataset_type.txt") == ["retrieval"]
+
+
+def test_images_are_pictures(shards):
+    for samples in shards.values():
+        for sample in list(samples.values())[::150]:
+            with Image.open(io.BytesIO(sample["webp"])) as image:
+                assert (image.format, image.mode, image.size) == ("WEBP", "RGB", (64, 64))
+                assert len(image.getcolors(64 * 64)) > 1
+
+
+@pytest.fixture
+def emoji_scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(EMOJI.parent))
+    yield
+    for name in ("build", "report", "quickstart", "compare"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.usefixtures("emoji_scripts")
+def test_report_has_the_splits_with_their_chance(shards):
+    import report
+
+    assert {split.name for split in report.SPLITS} == {path.name for path in (EMOJI / "eval").iterdir()}
+    for split in report.SPLITS:
+        samples = shards[f"eval/{split.name}/test/0.tar"]
+        retrieval = split.task == "zeroshot_retrieval"
+        candidates = len(samples) if retrieval else len(_lines(f"eval/{split.name}/classnames.txt"))
+        assert f"{candidates:,} " in split.title
+        for key, _, chance in split.metrics:
+            k = int(re.search(r"\d+$", key)[0])
+            assert chance == pytest.approx(k / candidates)
+
+
+@pytest.mark.usefixtures("emoji_scripts")
+def test_build_refuses_a_damaged_package_and_leaves_no_trace(tmp_path):
+    pytest.importorskip("resvg_py", reason="needed to build the data set only: the examples extra")
+    import build
+
+    package = {"name": "a-package", "version": "1.0.0", "sha256": "0" * 64, "files": ".*", "licence": "MIT"}
+    with pytest.raises(SystemExit, match=r"is missing: run `npm pack a-package@1\.0\.0`"):
+        build.read_package(tmp_path, package)
+    (tmp_path / "a-package-1.0.0.tgz").write_bytes(b"cut short")
+    with pytest.raises(SystemExit, match=r"is damaged or not a-package@1\.0\.0"):
+        build.read_package(tmp_path, package)
+
+
+@pytest.mark.usefixtures("emoji_scripts")
+def test_readme_has_the_figures_of_the_comparison():
+    import compare
+
+    figures = json.loads((REPOSITORY / "benchmarks" / "results" / "emoji-comparison.json").read_text(encoding="utf-8"))
+    assert figures["models"] == compare.MODELS
+    assert all(len(row["values"]) == len(figures["seeds"]) == 3 for row in figures["rows"])
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert compare.as_markdown(figures["rows"]) in readme
+    plain = {(row["split"], row["metric"]): row["values"] for row in figures["rows"] if row["model"] == "CLIP"}
+    for model, stated in (("DiffCLIP†", "in 25"), ("DiffCLIP*", "in 23"), ("DiffCLIP", "in 16")):
+        own = [row for row in figures["rows"] if row["model"] == model]
+        better = [
+            ours > theirs
+            for row in own
+            for ours, theirs in zip(row["values"], plain[row["split"], row["metric"]], strict=True)
+        ]
+        assert len(better) == 27
+        assert f"{model} is above CLIP {stated}" in readme or f"{model} {stated}" in readme
+        assert sum(better) == int(stated.split()[1])

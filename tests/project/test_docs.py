@@ -1,0 +1,237 @@
+"""The pages of docs/: their Python runs, their commands parse, their tables are true; and the quick-start notebook."""
+
+import dataclasses
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from support.common import EMOJI, REPOSITORY, read_tar, run_python
+from support.markdown import blocks, broken_links, check, commands, extras, languages, python_code
+from support.notebook import executed, pictures, printed
+
+from diffclip_openclip import model_names
+from diffclip_openclip.cli import main
+from diffclip_openclip.evaluation import results, suite
+from diffclip_openclip.extras import require
+from diffclip_openclip.report.paper import find_row, load_paper
+
+DOCS = REPOSITORY / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+MODEL = "DiffCLIP-nano"
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Path:
+    """What the pages' Python finds in its folder: a run, OUT, RESULTS, and a photo."""
+    folder = tmp_path_factory.mktemp("workspace")
+    torch.manual_seed(0)
+    checkpoint = {"epoch": 1, "name": "run", "state_dict": open_clip.create_model(MODEL).state_dict()}
+    (folder / "logs" / "run" / "checkpoints").mkdir(parents=True)
+    (folder / "logs" / "run" / "params.txt").write_text(f"model: {MODEL}\npretrained: \n")
+    torch.save(checkpoint, folder / "logs" / "run" / "checkpoints" / "epoch_1.pt")
+    assert main(["convert", str(folder / "logs" / "run" / "checkpoints" / "epoch_1.pt"), str(folder / "OUT")]) == 0
+    [(_, drawing)] = read_tar(EMOJI / "train" / "noto.tar", 1)
+    Image.open(io.BytesIO(drawing)).save(folder / "photo.jpg")
+    identity = results.Identity(suite.FEW_SHOT, "dtd", MODEL, MODEL, "epoch_1.pt", "0" * 64, "1" * 64, "fp32", 0)
+    results.write(identity, folder / "RESULTS", {"accuracy": 0.5}, "cpu", 1.0)
+    return folder
+
+
+def _copy(workspace: Path, place: Path) -> Path:
+    folder = shutil.copytree(workspace, place)
+    assert main(["convert", str(folder / "OUT"), str(folder / "OUT")]) == 0  # it names its own place
+    return folder
+
+
+# every page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_page_is_checked_as_a_whole(page):
+    """No block is in a language that nothing here looks at; links lead somewhere."""
+    assert set(languages(page)) <= {"", "bash", "python"}
+    assert broken_links(page) == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if python_code(page)], ids=lambda page: page.name)
+def test_python_runs(page, workspace, tmp_path):
+    run_python(python_code(page), _copy(workspace, tmp_path / "workspace"))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")], ids=lambda page: page.name)
+def test_commands_parse(page, tmp_path):
+    found = commands(page, tmp_path)
+    assert found
+    for words in found:
+        check(words)
+
+
+@pytest.mark.slow
+def test_the_exported_files_are_used_as_the_page_says(workspace, tmp_path):
+    require("this test", "export", "onnx", "onnxruntime", "onnxscript")
+    folder = _copy(workspace, tmp_path / "workspace")
+    assert main(["export", str(folder / "OUT"), "--format", "onnx"]) == 0
+    (block,) = (block for block in blocks(DOCS / "weights.md", "python") if block.needs == "OUT/onnx")
+    rows = re.findall(r"-?\d+\.\d+", run_python(block.code, folder))
+    assert len(rows) == 2
+
+
+def test_index_names_every_page_and_notebook():
+    index = (DOCS / "index.md").read_text(encoding="utf-8")
+    for path in (*(page.name for page in PAGES if page.name != "index.md"), "../examples/quickstart.ipynb"):
+        assert f"({path})" in index
+
+
+# tables that say what the package is
+
+
+def _rows(page: str) -> list[list[str]]:
+    """Cells of the lines of all of a page's tables, without code marks and thousands' commas."""
+    lines = (DOCS / page).read_text(encoding="utf-8").splitlines()
+    return [
+        [
+            cell.strip().strip("`").replace(",", "") if re.fullmatch(r"[\d, ]+", cell) else cell.strip().strip("`")
+            for cell in line.strip("|").split("|")
+        ]
+        for line in lines
+        if line.startswith("|")
+    ]
+
+
+def _on_meta(name: str):
+    with torch.device("meta"):
+        return open_clip.create_model(name, device="meta")
+
+
+def _count(module) -> int:
+    return sum(weights.numel() for weights in module.parameters())
+
+
+def test_parameters_of_every_model():
+    rows = {row[0]: row[1:] for row in _rows("models.md") if row[0] in model_names()}
+    assert sorted(rows) == model_names()
+    counts = {}
+    for name, (tower, in_image_tower, in_all, more) in rows.items():
+        model = _on_meta(name)
+        counts[name] = _count(model)
+        assert tower == open_clip.get_model_config(name)["vision_cfg"]["timm_model_name"]
+        assert (int(in_image_tower), int(in_all)) == (_count(model.visual), counts[name]), name
+        if not more:
+            assert name.endswith("-baseline")
+            continue
+        plain = re.sub(r"DiffCLIP-V2-(ViT-\w-\d+).*|DiffCLIP-(?:V2-)?(nano|\w-\d+).*", _plain_name, name)
+        assert int(more) == counts[name] - (counts[plain] if plain in counts else _count(_on_meta(plain))), name
+
+
+def _plain_name(match: re.Match) -> str:
+    return match[1] or f"CLIP-{match[2]}-baseline"
+
+
+def test_sizes():
+    rows = {row[0]: row[1:] for row in _rows("models.md") if len(row) == 7 and row[0] != "size"}
+    rows.pop("---")
+    assert len(rows) == 6
+    for size, row in rows.items():
+        model = _on_meta(f"DiffCLIP-{size}")
+        trunk, text = model.visual.trunk, model.text.transformer.config
+        pixels, patch, tokens, *towers, context, embedding = map(int, re.findall(r"\d+", " ".join(row)))
+        assert (pixels, patch) == (model.visual.image_size[0], trunk.patch_embed.patch_size[0])
+        assert (tokens, context) == (trunk.patch_embed.num_patches + 1, model.context_length)
+        assert towers[:3] == [trunk.embed_dim, len(trunk.blocks), trunk.blocks[0].attn.num_heads]
+        assert towers[3:] == [text.hidden_size, text.num_hidden_layers, text.num_attention_heads]
+        assert embedding == model.visual.head.proj.out_features
+
+
+def test_lambda_init_by_layer():
+    (row,) = (row for row in _rows("models.md") if row[0] == "λ_init")
+    layers = open_clip.create_model("DiffCLIP-B-16-dynamic", device="meta").visual.trunk.blocks
+    assert row[1:] == [f"{layer.attn.lambda_init:.3f}" for layer in layers]
+
+
+def test_extras():
+    rows = [row[0] for row in _rows("install.md") if len(row) == 3]
+    assert set(rows) - {"extra", "---", "none"} == extras()
+
+
+def test_tasks_and_data_sets():
+    rows = {row[0]: row[1] for row in _rows("evaluation.md")}
+    sets = {task: [d.name for d in suite.DATA_SETS if task in d.tasks] for task in (suite.ZERO_SHOT, suite.RETRIEVAL)}
+    sets[suite.LINEAR_PROBE] = [d.name for d in suite.DATA_SETS if suite.LINEAR_PROBE in d.tasks]
+    for task, names in sets.items():
+        assert rows[task].split(", ") == names
+    assert {suite.FEW_SHOT, suite.MMVP, suite.POPE} <= rows.keys()
+
+
+def test_fields_of_a_result(workspace):
+    (path,) = (workspace / "RESULTS").glob("*/*/*.json")
+    written = json.loads(path.read_text()).keys() | {field.name for field in dataclasses.fields(results.Identity)}
+    text = (DOCS / "evaluation.md").read_text(encoding="utf-8")
+    table = text[text.index("| field |") :].partition("\n\n")[0]
+    named = {field for line in table.splitlines()[2:] for field in re.findall(r"`(\w+)`", line.split("|")[1])}
+    assert named == written
+
+
+def test_rows_of_the_paper():
+    text = (DOCS / "evaluation.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(CC\d+M/[\w-]+)`", text))
+    assert {find_row(load_paper(), name).name for name in named} == set(load_paper())
+
+
+# the drawing
+
+
+def test_drawing_has_its_own_ground_in_light_and_dark():
+    """Transparent, it would be unreadable where the page's colours and the system's differ."""
+    svg = (DOCS / "design.svg").read_text(encoding="utf-8")
+    assert '<rect class="page" width="1000" height="600"' in svg
+    light, dark = svg.split("@media (prefers-color-scheme: dark)")
+    for styled in re.findall(r"^    \.?(page|band|host|ours|text|small|way|tip) ", light, re.M):
+        assert re.search(rf"^      \.?{styled} ", dark, re.M), styled
+
+
+# the notebook
+
+NOTEBOOK = REPOSITORY / "examples" / "quickstart.ipynb"
+
+
+def _percentages(text: str) -> list[str]:
+    return re.findall(r"top-\d +([\d.]+)%", text)
+
+
+def test_notebook_comes_with_the_quick_starts_results():
+    content = NOTEBOOK.read_text(encoding="utf-8")
+    notebook = json.loads(content)
+    assert "the quick start's model\n" in printed(notebook)
+    assert pictures(notebook) == 2
+    assert not re.search(r'"stderr"|/(home|tmp|root|Users)/', content)
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    scores = dict(re.findall(r"^\| (unseen vendor, .+ \| top-\d) \|.+\| ([\d.]+) % \|$", readme, re.M))
+    wanted = [
+        "unseen vendor, 1,412 labels | top-1",
+        "unseen vendor, 1,412 labels | top-5",
+        "unseen vendor, 8 groups | top-1",
+    ]
+    assert _percentages(printed(notebook))[:3] == [scores[line] for line in wanted]
+
+
+def test_notebook_links_lead_somewhere():
+    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    text = "\n".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+    links = re.findall(r"\]\((?!https?://)([^)]+)\)", text)
+    assert links
+    assert all((NOTEBOOK.parent / link).is_file() for link in links)
+
+
+@pytest.mark.slow
+def test_notebook_runs_in_a_fresh_clone(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    notebook = executed(NOTEBOOK, tmp_path)
+    assert "a model of a dozen steps:\nTrain Epoch: 0" in printed(notebook)
+    assert len(_percentages(printed(notebook))) == 4
+    assert pictures(notebook) == 2

@@ -1,0 +1,156 @@
+"""The package as users get it: a wheel or an editable install in a new environment, and the hosts' own commands."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from support.common import REPOSITORY, plain_environment, run_host, run_python, train_arguments
+from support.installed import Environment, new_environment
+
+from diffclip_openclip import __version__, model_names
+
+MODELS = model_names()
+STARTUP_FILES = {"diffclip_openclip_autoload.pth", "diffclip_openclip_autoload.start"}
+
+
+def _build(*arguments: str) -> None:
+    command = [sys.executable, "-m", "build", "--no-isolation", *arguments, str(REPOSITORY)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """Built from the sdist, so both are tested."""
+    folder = tmp_path_factory.mktemp("dist")
+    _build("--outdir", str(folder))
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module", params=["wheel", "editable"])
+def environment(request, tmp_path_factory, wheel) -> Environment:
+    environment = new_environment(tmp_path_factory.mktemp(request.param) / "venv")
+    environment.install(request.param, wheel, REPOSITORY)
+    return environment
+
+
+def _contents(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if ".dist-info/" not in name}
+
+
+def test_wheel_has_everything_and_nothing_else(wheel, tmp_path):
+    contents = _contents(wheel)
+    package = REPOSITORY / "src" / "diffclip_openclip"
+    modules = {str(path.relative_to(package)) for path in package.rglob("*.py")} | {"py.typed"}
+    modules |= {"explain/page.html", "report/page.html", "report/paper.json"}
+    configs = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "model_configs").rglob("*.json")}
+    assert contents == (
+        {f"diffclip_openclip/{name}" for name in modules | configs} | STARTUP_FILES | {"diffclip_openclip_autoload.py"}
+    )
+    _build("--wheel", "--outdir", str(tmp_path))
+    assert _contents(next(tmp_path.glob("*.whl"))) == contents
+
+
+def test_models_are_known_without_an_import_of_ours(environment, tmp_path):
+    code = (
+        "import json, open_clip\n"
+        "model, train, val = open_clip.create_model_and_transforms('DiffCLIP-nano')\n"
+        "tokens = open_clip.get_tokenizer('DiffCLIP-nano')(['a banana'])\n"
+        "import diffclip_openclip\n"
+        "print(json.dumps([open_clip.list_models(), list(model.encode_text(tokens).shape), list(tokens.shape),\n"
+        "      diffclip_openclip.__file__, diffclip_openclip.__version__]))"
+    )
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    output = run_python(code, tmp_path, environment.python, TMPDIR=str(scratch)).splitlines()[-1]
+    assert not list(scratch.iterdir())
+    names, text_shape, token_shape, file, version = json.loads(output)
+    assert set(MODELS) <= set(names)
+    assert text_shape[0] == 1
+    assert token_shape == [1, model_config("DiffCLIP-nano")["text_cfg"]["context_length"]]
+    assert version == __version__
+    expected = environment.site_packages if "wheel" in str(environment.root) else REPOSITORY / "src"
+    assert Path(file).is_relative_to(expected.resolve())
+
+
+def model_config(name: str) -> dict:
+    return json.loads((REPOSITORY / "model_configs" / f"{name}.json").read_text())
+
+
+def _train_arguments(shard: Path, epochs: int) -> list[str]:
+    saving = ["--save-most-recent", "--save-frequency", "0", "--resume", "latest"]
+    return [*train_arguments(shard), "--epochs", str(epochs), "--precision", "fp32", *saving]
+
+
+def _train_until_killed(environment: Environment, arguments: list[str], folder: Path, checkpoint: Path) -> None:
+    with (folder / "killed.log").open("wb") as log:
+        process = subprocess.Popen(
+            [environment.python, "-m", "open_clip_train.main", *arguments],
+            cwd=folder,
+            env=plain_environment(),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 300
+        while not checkpoint.is_file():
+            assert process.poll() is None, (folder / "killed.log").read_text()[-6000:]
+            assert time.monotonic() < deadline, "no checkpoint after 5 minutes"
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _epoch(checkpoint: Path) -> int:
+    return torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(environment, train_shard, tmp_path_factory) -> Path:
+    """Trained with the unchanged trainer, killed, resumed under torchrun with the console script."""
+    folder = tmp_path_factory.mktemp("training")
+    checkpoint = folder / "logs" / "run" / "checkpoints" / "epoch_latest.pt"
+    _train_until_killed(environment, _train_arguments(train_shard, epochs=1000), folder, checkpoint)
+    done = _epoch(checkpoint)
+    command = [environment.python, "-m", "torch.distributed.run", "--nproc-per-node", "1", "--no-python", "--"]
+    command += [str(environment.bin / "open_clip_train"), *_train_arguments(train_shard, epochs=done + 1)]
+    output = run_host(command, folder).stdout
+    assert "=> resuming checkpoint" in output
+    assert f"Start epoch {done - 1}" not in output
+    assert f"Start epoch {done}" in output
+    assert _epoch(checkpoint) == done + 1
+    return checkpoint
+
+
+def test_train_kill_resume_and_benchmark(environment, checkpoint, eval_root, tmp_path):
+    for name, task, metrics in (
+        ("groups", "zeroshot_classification", {"acc1", "acc5", "mean_per_class_recall"}),
+        ("retrieval", "zeroshot_retrieval", {"image_retrieval_recall@5", "text_retrieval_recall@5"}),
+    ):
+        command = [environment.python, "-m", "clip_benchmark.cli", "eval", "--model", "DiffCLIP-nano"]
+        command += ["--pretrained", str(checkpoint), "--dataset", f"wds/{name}", "--dataset_root"]
+        command += [str(eval_root / name), "--task", task, "--num_workers", "0", "--output", f"{name}.json"]
+        run_host(command, tmp_path)
+        results = json.loads((tmp_path / f"{name}.json").read_text())["metrics"]
+        assert results.keys() == metrics
+        assert all(0 <= value <= 1 for value in results.values())
+
+
+@pytest.mark.parametrize("source", ["wheel", "editable"])
+def test_uninstall_leaves_nothing(source, wheel, tmp_path):
+    environment = new_environment(tmp_path / "venv")
+    before = {path.name for path in environment.site_packages.iterdir()}
+    environment.install(source, wheel, REPOSITORY)
+    assert {path.name for path in environment.site_packages.iterdir()} > before | STARTUP_FILES
+    environment.pip("uninstall", "--yes", "diffclip-openclip")
+    assert {path.name for path in environment.site_packages.iterdir() if path.name != "__pycache__"} == before
+    assert not (environment.bin / "open_clip_train").exists()
+    assert run_python("print('starts')", tmp_path, environment.python) == "starts\n"

@@ -1,0 +1,66 @@
+"""What tests of all parts share: the embedded emoji, shards, and the hosts' commands run as a user would."""
+
+import io
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from packaging.version import Version
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+EMOJI = REPOSITORY / "examples" / "emoji" / "data"
+simulates_cuda = pytest.mark.skipif(
+    torch.version.cuda is not None and not torch.cuda.is_available() and Version(torch.__version__) < Version("2.15"),
+    reason="CUDA builds of torch 2.7 ask for a driver even for tensors without data, those of 2.15 do not",
+)
+
+
+def read_tar(path: Path, count: int) -> list[tuple[str, bytes]]:
+    """The first ``count`` files of a shard."""
+    with tarfile.open(path) as tar:
+        members = [member for member, _ in zip(tar, range(count), strict=False)]
+        return [(member.name, tar.extractfile(member).read()) for member in members]
+
+
+def write_tar(path: Path, files: list[tuple[str, bytes]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+def train_arguments(shard: Path) -> list[str]:
+    """open_clip's trainer on :func:`train_shard`: 4 steps an epoch, into logs/run of the working directory."""
+    arguments = ["--model", "DiffCLIP-nano", "--dataset-type", "webdataset", "--train-data", str(shard)]
+    arguments += ["--train-num-samples", "32", "--batch-size", "8", "--workers", "1", "--warmup", "1"]
+    return [*arguments, "--name", "run", "--logs", "logs"]
+
+
+def plain_environment(**extra: str) -> dict[str, str]:
+    """The environment of a user's shell: nothing that puts the checkout on the path, no network."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "PYTEST", "COV"))}
+    return environment | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | extra
+
+
+def run_host(command: list[str], cwd: Path, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as a user would, from a folder outside the checkout; its output is the failure's message."""
+    done = subprocess.run(
+        command, cwd=cwd, env=plain_environment(**extra), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout[-6000:]}"
+    return done
+
+
+def script(name: str) -> str:
+    """A console script of the environment that the tests run in."""
+    return str(Path(sys.executable).with_name(name))
+
+
+def run_python(code: str, cwd: Path, python: str = sys.executable, **extra: str) -> str:
+    return run_host([python, "-c", code], cwd, **extra).stdout

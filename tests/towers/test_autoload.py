@@ -1,0 +1,135 @@
+"""The start-up hook. Where its mechanics are meant, a stand-in open_clip keeps the tests fast."""
+
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+from support.common import REPOSITORY, run_python
+
+SOURCE = REPOSITORY / "src"
+
+
+@pytest.fixture
+def stand_ins(tmp_path):
+    """A folder with an open_clip and a diffclip_openclip that say when they are imported."""
+    folder = tmp_path / "stand_ins"
+    (folder / "open_clip").mkdir(parents=True)
+    (folder / "open_clip" / "__init__.py").write_text("print('host')\nfrom open_clip import factory\n")
+    (folder / "open_clip" / "factory.py").write_text("value = 1\n")
+    (folder / "diffclip_openclip.py").write_text("import open_clip\nassert open_clip.factory.value\nprint('plugin')\n")
+    return folder
+
+
+def _run(code, stand_ins, tmp_path, **extra):
+    return run_python(code, tmp_path, PYTHONPATH=str(stand_ins), **extra)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import open_clip",
+        "import open_clip.factory",
+        "from open_clip.factory import value",
+        "import importlib.util; importlib.util.find_spec('open_clip'); import open_clip",
+        "import open_clip, open_clip.factory; import diffclip_openclip",
+        "import diffclip_openclip",
+        "import threading\n"
+        "threads = [threading.Thread(target=__import__, args=('open_clip',)) for _ in range(8)]\n"
+        "[t.start() for t in threads]; [t.join() for t in threads]",
+    ],
+)
+def test_any_way_of_importing_the_host_registers_once(code, stand_ins, tmp_path):
+    assert _run(code, stand_ins, tmp_path) == "host\nplugin\n"
+
+
+def test_nothing_happens_without_the_host(stand_ins, tmp_path):
+    assert _run("import json, sys; print('torch' in sys.modules)", stand_ins, tmp_path) == "False\n"
+
+
+def test_switch_off(stand_ins, tmp_path):
+    assert _run("import open_clip", stand_ins, tmp_path, DIFFCLIP_OPENCLIP_AUTOLOAD="0") == "host\n"
+    code = "import open_clip, diffclip_openclip"
+    assert _run(code, stand_ins, tmp_path, DIFFCLIP_OPENCLIP_AUTOLOAD="0") == "host\nplugin\n"
+
+
+def test_the_host_keeps_its_own_loader(stand_ins, tmp_path):
+    code = (
+        "import sys, open_clip, importlib, importlib.resources as resources\n"
+        "print(type(open_clip.__loader__).__name__, type(open_clip.__spec__.loader).__name__)\n"
+        "print(any(hasattr(finder, 'armed_by') for finder in sys.meta_path))\n"
+        "print(resources.files('open_clip').joinpath('factory.py').is_file())\n"
+        "importlib.reload(open_clip)"
+    )
+    lines = _run(code, stand_ins, tmp_path).splitlines()
+    assert lines == ["host", "plugin", "SourceFileLoader SourceFileLoader", "False", "True", "host"]
+
+
+@pytest.mark.parametrize("failure", ["raise RuntimeError('half installed')", "import a_missing_dependency", "1 +"])
+def test_a_broken_plugin_never_breaks_the_host(failure, stand_ins, tmp_path):
+    (stand_ins / "diffclip_openclip.py").write_text(failure)
+    output = _run("import open_clip; print(open_clip.factory.value)", stand_ins, tmp_path)
+    assert output.endswith("host\n1\n")
+    assert "RuntimeWarning: diffclip_openclip could not register its models" in output
+    assert "DIFFCLIP_OPENCLIP_AUTOLOAD=0" in output
+
+
+def test_an_error_of_the_host_stays_its_own(stand_ins, tmp_path):
+    (stand_ins / "open_clip" / "__init__.py").write_text("raise ImportError('torch is too old')")
+    code = "try:\n import open_clip\nexcept ImportError as error:\n print(error)"
+    assert _run(code, stand_ins, tmp_path) == "torch is too old\n"
+
+
+PTH_LINE = (SOURCE / "diffclip_openclip_autoload.pth").read_text().strip()
+ARMED = {  # as site does it: the .pth's line, or from Python 3.15 on the .start's entry point
+    "pth": PTH_LINE,
+    "start": "import diffclip_openclip_autoload as hook; hook.arm(); hook.arm()",
+}
+
+
+def _bare(code, *path):
+    """Run without site-packages, so without start-up files and without open_clip."""
+    code = f"import sys; sys.path[:0] = {[str(p) for p in path]!r}\n{code}"
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True)
+    assert not done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("armed", ARMED.values(), ids=list(ARMED))
+def test_both_start_up_files_arm_once(armed, stand_ins):
+    code = f"{armed}\nours = lambda: sum(hasattr(f, 'armed_by') for f in sys.meta_path)\nprint(ours())\n"
+    assert _bare(f"{code}import open_clip; print(ours())", stand_ins, SOURCE) == ["1", "host", "plugin", "0"]
+
+
+@pytest.mark.parametrize("armed", ARMED.values(), ids=list(ARMED))
+def test_missing_host_is_the_usual_error(armed):
+    code = f"{armed}\ntry:\n import open_clip\nexcept ModuleNotFoundError as error:\n print(error.name)"
+    assert _bare(code, SOURCE) == ["open_clip"]
+
+
+def test_half_uninstalled_hook_never_breaks_the_host(stand_ins):
+    assert _bare(f"{PTH_LINE}\nimport open_clip", stand_ins) == ["host"]
+
+
+def test_start_up_imports_nothing():
+    code = f"{PTH_LINE}\nimport json\nprint('diffclip_openclip_autoload' in sys.modules)"
+    assert _bare(code, SOURCE) == ["False"]
+    code = f"import os; before = set(sys.modules)\n{ARMED['start']}\nprint(sorted(set(sys.modules) - before))"
+    assert _bare(code, SOURCE) == ["['diffclip_openclip_autoload']"]
+
+
+def test_start_up_files_have_the_form_that_site_reads():
+    assert PTH_LINE.startswith("import ")
+    assert "\n" not in PTH_LINE
+    entry_points = (SOURCE / "diffclip_openclip_autoload.start").read_text().split()
+    assert entry_points == ["diffclip_openclip_autoload:arm"]
+    assert callable(pkgutil.resolve_name(entry_points[0]))
+
+
+def test_real_host_and_trainer_modules(tmp_path):
+    """Submodule first, then the trainer's main: the two imports that skip ``import open_clip``."""
+    code = (
+        "import open_clip.factory\nassert 'DiffCLIP-B-16' in open_clip.list_models()\n"
+        "from open_clip_train.main import main\nprint('ok')"
+    )
+    assert run_python(code, tmp_path).endswith("ok\n")

@@ -1,0 +1,186 @@
+"""``diffclip warm-start``: the differential model computes what the plain CLIP does, and then learns."""
+
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from support.common import run_host, script, train_arguments
+
+from diffclip_openclip.cli import main
+from diffclip_openclip.weights import warm_starting
+from diffclip_openclip.weights.architecture import recognize
+from diffclip_openclip.weights.directory import write_directory
+from diffclip_openclip.weights.source import PREPROCESS
+from diffclip_openclip.weights.warm_starting import with_twin_queries
+
+_LONG = pytest.mark.slow  # each builds two models of 150 to 430 million parameters in float64
+SOURCES = {
+    "CLIP-nano-baseline": "DiffCLIP-V2-nano",
+    "ViT-B-32": "DiffCLIP-V2-ViT-B-32",
+    "ViT-B-32-quickgelu": "DiffCLIP-V2-ViT-B-32-quickgelu",
+    "ViT-B-16": "DiffCLIP-V2-ViT-B-16",
+    "ViT-B-16-quickgelu": "DiffCLIP-V2-ViT-B-16-quickgelu",
+    "ViT-L-14": "DiffCLIP-V2-ViT-L-14",
+    "ViT-L-14-quickgelu": "DiffCLIP-V2-ViT-L-14-quickgelu",
+    "CLIP-B-16-baseline": "DiffCLIP-V2-B-16",
+}
+_QUICK = ("CLIP-nano-baseline", "ViT-B-32-quickgelu")
+
+
+def _source(name: str):
+    """A plain CLIP of that architecture with weights far from their initial symmetry."""
+    torch.manual_seed(0)
+    model = open_clip.create_model(name, force_custom_text=True).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 0:
+                parameter += 0.02 * torch.randn_like(parameter)
+    return model
+
+
+@torch.no_grad()
+def _embeddings(model, dtype):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(2, 3, *model.visual.image_size, generator=generator, dtype=torch.float64).to(dtype)
+    tokens = torch.randint(1, 49406, (3, model.context_length), generator=generator)
+    tokens[0, 5], tokens[1, 1], tokens[2, -1] = 49407, 49407, 49407
+    return F.normalize(model.encode_image(images)), F.normalize(model.encode_text(tokens))
+
+
+@pytest.mark.parametrize("name", [name if name in _QUICK else pytest.param(name, marks=_LONG) for name in SOURCES])
+def test_embeddings_are_the_sources(name):
+    source = _source(name)
+    converted = with_twin_queries(source)
+    model = open_clip.create_model(SOURCES[name]).eval()
+    model.load_state_dict(converted, strict=True)
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.float64, 1e-10)):
+        for old, new in zip(_embeddings(source.to(dtype), dtype), _embeddings(model.to(dtype), dtype), strict=True):
+            torch.testing.assert_close(new, old, rtol=0, atol=tolerance)
+
+
+def _write_source(tmp_path: Path, name: str = "CLIP-nano-baseline"):
+    source = _source(name)
+    state_dict = {f"module.{key}": tensor for key, tensor in source.state_dict().items()}
+    torch.save({"epoch": 3, "state_dict": state_dict}, tmp_path / "epoch_3.pt")
+    return source, tmp_path / "epoch_3.pt"
+
+
+def test_command(tmp_path, capsys):
+    source, path = _write_source(tmp_path)
+    out = tmp_path / "OUT"
+    arguments = ["warm-start", f"CLIP-nano-baseline:{path}", str(out)]
+    assert main(arguments) == 2
+    assert "--preprocess" in capsys.readouterr().err
+    assert main([*arguments, "--preprocess", "slip"]) == 0
+    said = capsys.readouterr().out
+    assert "DiffCLIP-V2-nano; its embeddings differ" in said
+    assert f"open_clip_train --model local-dir:{out}" in said
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{out}")
+    assert "interpolation=bilinear" in str(preprocess)
+    for old, new in zip(_embeddings(source, torch.float32), _embeddings(model.eval(), torch.float32), strict=True):
+        torch.testing.assert_close(new, old, rtol=0, atol=1e-4)
+    assert {path.name for path in tmp_path.iterdir()} == {"OUT", "epoch_3.pt"}
+
+
+def test_from_a_converted_directory(tmp_path):
+    """SLIP's CLIP in the authors' layout, through open_clip's form, to V2."""
+    source, path = _write_source(tmp_path)
+    assert main(["convert", str(path), str(tmp_path / "CLIP"), "--preprocess", "slip"]) == 0
+    assert main(["warm-start", f"local-dir:{tmp_path / 'CLIP'}", str(tmp_path / "OUT")]) == 0
+    config = json.loads((tmp_path / "OUT" / "open_clip_config.json").read_text())
+    assert config["preprocess_cfg"] == PREPROCESS["slip"]
+    new = open_clip.create_model(f"local-dir:{tmp_path / 'OUT'}").eval()
+    torch.testing.assert_close(_embeddings(new, torch.float32), _embeddings(source, torch.float32), rtol=0, atol=1e-4)
+
+
+def test_a_pretrained_tag_brings_its_own_activation_and_preprocessing(tmp_path, monkeypatch):
+    """A tag of QuickGELU weights under a GELU name, whose mismatch open_clip only warns of (open_clip#771)."""
+    torch.manual_seed(0)
+    weights = tmp_path / "openai.pt"
+    torch.save(open_clip.create_model("ViT-B-32").state_dict(), weights)
+    monkeypatch.setattr("open_clip.factory.download_pretrained", lambda *_, **__: str(weights))
+    assert main(["warm-start", "ViT-B-32:openai", str(tmp_path / "OUT")]) == 0
+    config = json.loads((tmp_path / "OUT" / "open_clip_config.json").read_text())
+    assert config["model_cfg"]["vision_cfg"]["timm_model_name"] == "vit_base_patch32_clip_quickgelu_diffclip_v2_224"
+    assert json.loads((tmp_path / "OUT" / "config.json").read_text())["hidden_act"] == "quick_gelu"
+    assert config["preprocess_cfg"] == {**PREPROCESS["openai"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("RN50", "image tower is a ModifiedResNet"),
+        ("ViT-B-32-256", "position embeddings"),
+        ("ViT-H-14", "no clip_diffclip_v2 image tower"),
+        ("coca_ViT-B-32", "no counterpart"),
+    ],
+)
+def test_other_architectures_are_refused(name, expected):
+    with torch.device("meta"):
+        model = open_clip.create_model(name, device="meta", force_custom_text=True)
+    with pytest.raises(ValueError, match=expected):
+        recognize(with_twin_queries(model), "gelu")
+
+
+def test_an_option_that_weights_do_not_show_is_noticed(tmp_path, capsys):
+    """QuickGELU weights read as GELU's: same tensors, another function."""
+    source = _source("ViT-B-32-quickgelu")
+    state_dict = with_twin_queries(source)
+    architecture = recognize(state_dict, "gelu")
+    with pytest.raises(ValueError, match="embeddings differ by"):
+        write_directory(
+            tmp_path / "OUT",
+            state_dict,
+            architecture,
+            PREPROCESS["openai"],
+            "",
+            check=lambda new: warm_starting._compare(source, new),
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_two_queries_part():
+    """Their gradients are opposite at the start, so a few steps of contrastive training make them differ."""
+    model = open_clip.create_model("DiffCLIP-V2-nano")
+    model.load_state_dict(with_twin_queries(_source("CLIP-nano-baseline")))
+    attentions = [block.attn for block in model.visual.trunk.blocks] + [x.attn for x in model.text.transformer.layers]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    images, tokens = torch.randn(8, 3, 48, 48), torch.randint(1, 49407, (8, 16))
+    loss = open_clip.ClipLoss()
+
+    def queries(qkv: torch.Tensor, num_heads: int) -> tuple[torch.Tensor, ...]:
+        return qkv[: len(qkv) // 2].unflatten(0, (num_heads, 2, -1)).unbind(1)
+
+    for step in range(3):
+        optimizer.zero_grad()
+        loss(*model(images, tokens)).backward()
+        if step == 0:
+            for attention in attentions:
+                first, second = queries(attention.qkv.weight.grad, attention.num_heads)
+                assert first.norm() > 0
+                torch.testing.assert_close(second, -first / 2, rtol=1e-3, atol=1e-6 * float(first.abs().max()))
+                assert attention.lambda_proj.weight.grad.norm() > 0
+        optimizer.step()
+    for attention in attentions:
+        first, second = queries(attention.qkv.weight, attention.num_heads)
+        assert (first - second).norm() > 1e-2 * first.norm()
+
+
+def test_training_continues_with_the_unchanged_trainer(train_shard, tmp_path):
+    _, path = _write_source(tmp_path)
+    out = tmp_path / "OUT"
+    assert main(["warm-start", f"CLIP-nano-baseline:{path}", str(out), "--preprocess", "slip"]) == 0
+    arguments = train_arguments(train_shard)
+    arguments[arguments.index("DiffCLIP-nano")] = f"local-dir:{out}"
+    run_host([script("open_clip_train"), *arguments, "--epochs", "1", "--lr", "1e-3"], tmp_path)
+    checkpoint = tmp_path / "logs" / "run" / "checkpoints" / "epoch_1.pt"
+    assert main(["convert", str(checkpoint), str(tmp_path / "TRAINED")]) == 0
+    trained = open_clip.create_model(f"local-dir:{tmp_path / 'TRAINED'}").state_dict()
+    start = open_clip.create_model(f"local-dir:{out}").state_dict()
+    assert trained.keys() == start.keys()
+    assert (trained["visual.trunk.blocks.0.attn.lambda_proj.weight"] != 0).any()
+    config = json.loads((tmp_path / "TRAINED" / "open_clip_config.json").read_text())
+    assert config["preprocess_cfg"] == PREPROCESS["slip"]

@@ -126,7 +126,7 @@ model, _, preprocess = open_clip.create_model_and_transforms('DiffCLIP-nano')
 tokens = open_clip.get_tokenizer('DiffCLIP-nano')(['a mug'])
 image_features, text_features, _ = model(torch.zeros(1, 3, 48, 48), tokens)
 image_features.sum().backward()
-from diffclip_openclip.cli import main
+from diffclip_cli.main import main
 codes = [main(['convert', source, out]) for source, out in (sys.argv[1:3], ('hf://owner/nano', 'FETCHED'))]
 print(json.dumps([open_clip.list_models().count('DiffCLIP-nano'), list(text_features.shape), codes]))
 """

@@ -12,7 +12,7 @@ from PIL import Image
 from support.common import EMOJI, read_tar, write_tar
 from support.faults import Training, encoded
 
-from diffclip_openclip.cli import main
+from diffclip_cli.main import main
 
 STEPS = 2  # an epoch
 EPOCHS = 3

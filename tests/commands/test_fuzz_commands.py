@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from support.fuzz import NAME, PLAIN, diffclip, few, leaves, make_inputs, outputs, workplace
 
-from diffclip_openclip.cli import build_parser
+from diffclip_cli.main import build_parser
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from support.common import run_host, train_arguments, write_tar
 from support.faults import Payload, encoded
 from transformers import AutoModel
 
-from diffclip_openclip.cli import main
+from diffclip_cli.main import main
 from diffclip_openclip.registration import config_dir
 from diffclip_openclip.weights.architecture import packaged_architecture
 
@@ -279,7 +279,7 @@ _WORK = """
 import json
 import open_clip
 from open_clip_train.main import main as train
-from diffclip_openclip.cli import main
+from diffclip_cli.main import main
 
 model, _, _ = open_clip.create_model_and_transforms('DiffCLIP-nano')
 model.encode_text(open_clip.get_tokenizer('DiffCLIP-nano')(['a mug']))

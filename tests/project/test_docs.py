@@ -15,8 +15,8 @@ from support.common import EMOJI, REPOSITORY, read_tar, run_python
 from support.markdown import blocks, broken_links, check, commands, extras, languages, python_code
 from support.notebook import executed, pictures, printed
 
+from diffclip_cli.main import main
 from diffclip_openclip import model_names
-from diffclip_openclip.cli import main
 from diffclip_openclip.evaluation import results, suite
 from diffclip_openclip.extras import require
 from diffclip_openclip.report.paper import find_row, load_paper

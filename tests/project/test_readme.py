@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 from support.common import REPOSITORY, run_python
 from support.markdown import blocks, broken_links, check, commands, languages, python_code
 
+from diffclip_cli.main import build_parser, main
 from diffclip_openclip import to_reference
-from diffclip_openclip.cli import build_parser, main
 
 README = REPOSITORY / "README.md"
 

@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.distributed.run import parse_args as parse_torchrun
 from torchvision.transforms import InterpolationMode
 
-from diffclip_openclip.cli import build_parser
+from diffclip_cli.main import build_parser
 from diffclip_openclip.evaluation.results import slug
 from diffclip_openclip.report.paper import find_row, load_paper
 from diffclip_openclip.weights.spec import ModelSpec

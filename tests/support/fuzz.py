@@ -25,7 +25,7 @@ from PIL import Image
 from support.common import write_tar
 from support.faults import encoded
 
-from diffclip_openclip.cli import build_parser, main
+from diffclip_cli.main import build_parser, main
 
 matplotlib.get_configdir(), matplotlib.get_cachedir()  # which it makes at their first use
 NAME, PLAIN = "DiffCLIP-nano", "CLIP-nano-baseline"

@@ -96,7 +96,7 @@ def check(words: list[str]) -> None:
 
 
 def _diffclip(arguments: list[str]) -> None:
-    from diffclip_openclip.cli import build_parser
+    from diffclip_cli.main import build_parser
 
     build_parser().parse_args(arguments)
 

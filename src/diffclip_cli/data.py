@@ -91,7 +91,7 @@ def add_commands(command: AddCommand) -> None:
     sub.add_argument("name", metavar="NAME", help="flickr30k, flickr8k, mscoco_captions")
     sub.add_argument("--annotations", type=Path, required=True, metavar="JSON", help="dataset_flickr30k.json, ...")
     sub.add_argument("--images", type=Path, required=True, metavar="DIR", help="the folder that its names start from")
-    sub.add_argument("--split", default="test", help="folder of NAME to write; default: test")
+    sub.add_argument("--split", default="test", help="of the JSON, and folder of NAME to write; default: test")
 
     sub = form("mmvp", _mmvp, "MMVP-VLM: Questions.csv and its images.")
     sub.add_argument("--source", type=Path, required=True, metavar="DIR", help="the folder of Questions.csv")

@@ -23,7 +23,7 @@ import torch
 from hypothesis import HealthCheck, Phase, settings
 from PIL import Image
 from support.common import write_tar
-from support.faults import encoded
+from support.images import encoded
 
 from diffclip_cli.main import build_parser, main
 

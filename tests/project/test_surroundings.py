@@ -1,4 +1,4 @@
-"""Hostile surroundings: many processes at once, and a home, caches and a temporary folder that cannot be written to."""
+"""Register and convert in hostile surroundings: many processes at once, and no place that can be written to."""
 
 import json
 import sys
@@ -9,9 +9,8 @@ import pytest
 import torch
 from support.common import run_host
 from support.hub_stand_in import HubStandIn
-from test_weights_convert import save_as_published
 
-from diffclip_openclip import model_names
+from diffclip_openclip import model_names, to_reference
 
 PROCESSES = 8
 
@@ -137,7 +136,8 @@ def test_without_a_home_and_caches_all_but_downloads_work(tmp_path):
     nowhere = tmp_path / "file" / "folder"
     nowhere.parent.touch()
     torch.manual_seed(0)
-    published = save_as_published(open_clip.create_model("DiffCLIP-nano").eval(), tmp_path / "checkpoint_best.pt")
+    published = tmp_path / "checkpoint_best.pt"
+    torch.save({"state_dict": to_reference(open_clip.create_model("DiffCLIP-nano").state_dict())}, published)
     with HubStandIn(tmp_path / "hub") as hub:
         hub.add_repo("owner/nano", {"checkpoint_best.pt": published})
         environment = hub.environment(nowhere) | dict.fromkeys(["HOME", *_CACHES], str(nowhere))

@@ -1,4 +1,4 @@
-"""Define data and its forms, torchvision, folder, karpathy and mmvp: data sets into the evaluation's layout."""
+"""Define data with its forms torchvision, folder, karpathy and mmvp: data sets into the evaluation's layout."""
 
 import argparse
 from pathlib import Path

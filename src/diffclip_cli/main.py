@@ -52,7 +52,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0, 2 for bad input, which is said in one line, or 130 for Ctrl-C."""
+    """Run a command and return its exit status.
+
+    The status is 0, also where nobody reads what was done, 2 for bad input, which is said in one line, and 130 for
+    Ctrl-C. SIGTERM ends the process with 143.
+    """
     try:
         arguments = build_parser().parse_args(argv)
         arguments.command = shlex.join(["diffclip", *(sys.argv[1:] if argv is None else argv)])
@@ -90,7 +94,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _flush() -> None:
-    """Give up what cannot be written to standard output, which Python would try again at its end and fail for."""
+    """Write what is left, and give up what cannot be written, for which Python would fail at its end."""
     try:
         print(end="", flush=True)
     except OSError:

@@ -42,7 +42,7 @@ print(json.dumps([said, sorted(imported - sys.stdlib_module_names)]))
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory) -> tuple[dict[str, tuple[int, str, str]], list[str]]:
-    """Status, output and errors of every line that the parser answers by itself; and what was imported for them."""
+    """Return status, output and errors of every line that the parser answers alone, and what was imported for it."""
     code = _ANSWERS.replace("LINES", repr(LINES))
     said, imported = json.loads(run_python(code, tmp_path_factory.mktemp("answers")).splitlines()[-1])
     return said, imported

@@ -1,4 +1,4 @@
-"""The package as users get it: a wheel or an editable install in a new environment, and the hosts' own commands."""
+"""Use the package as users get it: from a wheel or an editable install, with the hosts' own commands."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def _build(*arguments: str) -> None:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """Built from the sdist, so both are tested."""
+    """Build the wheel from the sdist, so that both are tested."""
     folder = tmp_path_factory.mktemp("dist")
     _build("--outdir", str(folder))
     return next(folder.glob("*.whl"))
@@ -123,7 +123,7 @@ def _epoch(checkpoint: Path) -> int:
 
 @pytest.fixture(scope="module")
 def checkpoint(environment, train_shard, tmp_path_factory) -> Path:
-    """Trained with the unchanged trainer, killed, resumed under torchrun with the console script."""
+    """Train with the unchanged trainer, kill it, and resume under torchrun with the console script."""
     folder = tmp_path_factory.mktemp("training")
     checkpoint = folder / "logs" / "run" / "checkpoints" / "epoch_latest.pt"
     _train_until_killed(environment, _train_arguments(train_shard, epochs=1000), folder, checkpoint)

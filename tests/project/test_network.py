@@ -1,4 +1,4 @@
-"""Work as a user does where every connection is noted and refused: nothing is fetched that nobody asked for."""
+"""Do a round of work where every connection is noted and refused: nothing is fetched that nobody asked for."""
 
 import json
 import shutil
@@ -51,7 +51,7 @@ print(json.dumps([codes, os.path.exists(LOG), main(['convert', 'hf://owner/repo'
 
 
 def test_no_network_unless_it_is_asked_for(train_shard, eval_root, tmp_path):
-    """Nothing reaches out in a whole round of work; what is asked of the hub goes through its client, and is missed."""
+    """Training, evaluation and report reach out nowhere, and what is asked of the hub goes through its client alone."""
     shutil.copytree(eval_root / "retrieval", tmp_path / "data" / "flickr8k")
     arguments = [*train_arguments(train_shard), "--train-num-samples", "16", "--epochs", "1", "--precision", "fp32"]
     arguments += ["--lr", "1e-3", "--beta1", "0.9", "--beta2", "0.98", "--eps", "1e-8"]

@@ -45,13 +45,13 @@ def state_dict() -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def mark(tmp_path) -> Path:
-    """Where the payload leaves its trace."""
+    """Return where the payload leaves its trace."""
     return tmp_path / "mark"
 
 
 @pytest.fixture
 def checkpoint(state_dict, mark, tmp_path) -> Path:
-    """Whole weights, as open_clip's trainer keeps them, and beside them what runs when it is unpickled."""
+    """Write whole weights as open_clip's trainer keeps them, and beside them what runs when it is unpickled."""
     path = tmp_path / "run" / "checkpoints" / "epoch_1.pt"
     path.parent.mkdir(parents=True)
     torch.save({"epoch": 1, "name": "run", "state_dict": state_dict, "optimizer": Payload(mark)}, path)
@@ -61,7 +61,7 @@ def checkpoint(state_dict, mark, tmp_path) -> Path:
 
 @pytest.fixture
 def directory(checkpoint, tmp_path) -> Path:
-    """A model directory whose weights are that checkpoint, under every name that is looked for."""
+    """Write a model directory whose weights are that checkpoint, under every name that is looked for."""
     folder = tmp_path / "DIR"
     shutil.copytree(config_dir() / "text" / NAME, folder)
     model_cfg = open_clip.get_model_config(NAME)
@@ -90,7 +90,7 @@ def image(tmp_path) -> Path:
 
 @pytest.fixture
 def data(tmp_path) -> Path:
-    """A data set that there is something to evaluate on."""
+    """Write a data set, so that there is something to evaluate on."""
     root = tmp_path / "data"
     write_tar(root / "mmvp" / "test" / "0.tar", [])
     (root / "mmvp" / "test" / "nshards.txt").write_text("1")
@@ -147,7 +147,7 @@ def _resume(checkpoint: Path) -> None:
 
 
 def _tower_alone(checkpoint: Path) -> None:
-    """open_clip logs what goes wrong with a tower's own weights, and goes on."""
+    """Load a tower's own weights, where open_clip logs what goes wrong and goes on."""
     open_clip.create_model(NAME, pretrained_image_path=str(checkpoint))
     raise ValueError("not loaded")
 
@@ -173,7 +173,7 @@ def test_a_pickle_under_the_name_of_safetensors(checkpoint, mark, tmp_path, caps
 
 
 def test_a_config_cannot_name_code_to_run(state_dict, mark, tmp_path):
-    """transformers' auto_map: code in a model's own folder, which is for those who trust it."""
+    """transformers' ``auto_map`` names code in a model's own folder, which is for those who trust it."""
     folder = tmp_path / "DIR"
     architecture = packaged_architecture(NAME)
     folder.mkdir()
@@ -204,7 +204,7 @@ def _pickled(mark: Path, ending: str) -> bytes:
 
 
 def _write_shard(path: Path, mark: Path, ending: str, count: int = 2, **fields: str) -> None:
-    """Good samples, numbered, each with a pickle beside its image and fields ({i}: its number)."""
+    """Write good samples, each with a pickle beside its image and its fields, in which {i} is its number."""
     files = []
     for i in range(count):
         files.append((f"s{i}.png", encoded(Image.new("RGB", (48, 48), (60 * i, 0, 0)), "PNG")))
@@ -246,7 +246,7 @@ def test_evaluation_does_not_unpickle_what_shards_hold(build, ending, state_dict
 
 @pytest.mark.xfail(strict=True, reason="open_clip's trainer lets webdataset decode all, so it unpickles .pyd files")
 def test_nor_does_the_trainer(mark, tmp_path):
-    """Which is the host: train on shards that you trust."""
+    """The trainer is the host's: train on shards that you trust."""
     from open_clip_train.data import get_wds_dataset
     from open_clip_train.params import parse_args
 

@@ -1,4 +1,4 @@
-"""The README's code blocks: Python runs, shell commands are accepted by the programs they call."""
+"""Check the README's code blocks: Python runs, and shell commands are accepted by the programs they call."""
 
 import argparse
 
@@ -16,7 +16,7 @@ README = REPOSITORY / "README.md"
 
 @pytest.fixture(scope="module")
 def called(tmp_path_factory) -> list[list[str]]:
-    """The words of every command."""
+    """Return the words of every command."""
     return commands(README, tmp_path_factory.mktemp("shell"))
 
 
@@ -32,7 +32,7 @@ def test_python_blocks_run(tmp_path):
 
 
 def test_commands_parse(called):
-    """Also behind torchrun, with the ``--`` that it needs; those of other programs than known ones fail."""
+    """Commands behind torchrun are checked with the ``--`` that it needs; those of unknown programs fail."""
     for words in called:
         check(words)
 

@@ -78,7 +78,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory) -> Path:
-    """The temporary folder of all processes."""
+    """Make the temporary folder of all processes."""
     return tmp_path_factory.mktemp("scratch")
 
 
@@ -100,7 +100,7 @@ def test_many_processes_register_at_once(forked, scratch):
 
 @pytest.mark.parametrize("kind", ["missing", "file"])
 def test_an_unusable_temporary_folder_is_not_insisted_on(kind, forked):
-    """Python goes on to /tmp and the like."""
+    """Python takes another one instead, /tmp and the like."""
     code, said = forked[kind]
     assert (code, sorted(said.split())) == (0, model_names())
 
@@ -132,7 +132,7 @@ print(json.dumps([open_clip.list_models().count('DiffCLIP-nano'), list(text_feat
 
 
 def test_without_a_home_and_caches_all_but_downloads_work(tmp_path):
-    """A file in the place of each folder, which not even root can write into."""
+    """A file is in the place of each folder, since not even root can write into a file's folder."""
     nowhere = tmp_path / "file" / "folder"
     nowhere.parent.touch()
     torch.manual_seed(0)

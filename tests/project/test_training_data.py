@@ -38,7 +38,7 @@ def picture() -> Image.Image:
 
 @pytest.fixture(scope="module")
 def unusual(picture, tmp_path_factory) -> Path:
-    """9 pairs that can be used: every mode, an empty and a long caption, a single pixel."""
+    """Write 9 pairs that can be used: every mode, an empty and a long caption, a single pixel."""
     files = []
     for mode, kind in MODES.items():
         files += _pair(f"mode{mode}", encoded(picture.convert(mode), kind), kind, f"mode {mode}".encode())
@@ -52,7 +52,7 @@ def unusual(picture, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def broken(picture, tmp_path_factory) -> Path:
-    """6 samples that cannot be used, and a pair that can."""
+    """Write 6 samples that cannot be used, and a pair that can."""
     png, jpeg = encoded(picture, "PNG"), encoded(picture, "JPEG")
     files = _pair("cut", png[: len(png) // 2], "png", b"cut") + _pair("cutjpeg", jpeg[:500], "jpg", b"cut")
     files += _pair("nothing", b"", "png", b"no image data") + _pair("latin", png, "png", b"\xff\xfe")
@@ -63,7 +63,7 @@ def broken(picture, tmp_path_factory) -> Path:
 
 
 def _samples(shards: str, count: int, batches: int = 1) -> tuple[torch.Tensor, list[str]]:
-    """``batches`` batches of ``count`` images and texts, as the trainer would be given them."""
+    """Return ``batches`` batches of ``count`` images and texts, as the trainer would be given them."""
     from open_clip_train.data import get_wds_dataset
     from open_clip_train.params import parse_args
 
@@ -118,7 +118,7 @@ def test_sixteen_bits_keep_their_greys(picture, tmp_path):
 
 @pytest.fixture(scope="module")
 def spoiled(unusual, broken, train_shard, tmp_path_factory) -> tuple[Path, str]:
-    """Shards that are whole, cut, damaged, empty or missing, and one that vanishes while training runs; the log."""
+    """Train on shards that are whole, cut, damaged, empty, missing, or vanish meanwhile; return folder and log."""
     folder = tmp_path_factory.mktemp("spoiled")
     whole = train_shard.read_bytes()
     contents = {
@@ -165,7 +165,7 @@ def test_spoiled_shards_are_named_in_the_log(spoiled):
 
 
 def test_without_one_readable_shard_it_names_them_and_never_begins(tmp_path):
-    """It does not end either: open_clip's loader goes round the shards until it has a batch."""
+    """Training does not end either: open_clip's loader goes round the shards until it has a batch."""
     (tmp_path / "noise.tar").write_bytes(random.Random(0).randbytes(20_000))
     with Training(tmp_path, training_arguments(*on_shards(f"{tmp_path}/{{noise,missing}}.tar", 32))) as run:
         run.until(f"No such file or directory', '{tmp_path}/missing.tar'", times=3)

@@ -35,7 +35,7 @@ def whole(tmp_path_factory) -> dict:
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory) -> Path:
-    """Dead after the first step of the second epoch."""
+    """Train, and kill the trainer after the first step of the second epoch."""
     folder = tmp_path_factory.mktemp("interrupted")
     with Training(folder, STORY) as run:
         run.until("Train Epoch: 1 [ 8/16")
@@ -45,7 +45,7 @@ def killed(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def full(killed) -> tuple[Path, str]:
-    """Resumed, and dead when the next checkpoint did not fit; with what it said."""
+    """Resume where the next checkpoint does not fit; return the folder and what the trainer said at its end."""
     assert [path.name for path in checkpoint_path(killed, "").parent.glob("*.pt")] == ["epoch_1.pt"]
     with Training(killed, STORY, file_limit=FULL_DISK) as run:
         assert run.ended() == 1
@@ -53,7 +53,7 @@ def full(killed) -> tuple[Path, str]:
 
 
 class TestInterrupted:
-    """One story: killed within an epoch, resumed, out of disk space, resumed again; beside a run left in peace."""
+    """Compare a run left in peace with one that is killed, resumed, out of disk space, and resumed again."""
 
     def test_a_full_disk_ends_training(self, full):
         folder, log = full
@@ -94,7 +94,7 @@ class TestInterrupted:
         assert not (tmp_path / "OUT").exists()
 
     def test_without_it_the_run_ends_as_if_nothing_had_happened(self, full, whole):
-        """Weights, optimizer state, counts and the scale of float16's loss, bit by bit."""
+        """Weights, optimizer state, counts and the scale of float16's loss are equal bit by bit."""
         folder, _ = full
         checkpoint_path(folder, "epoch_2").unlink()
         log = train(folder, STORY)
@@ -115,7 +115,7 @@ class TestInterrupted:
 
 @pytest.fixture(scope="module")
 def sheet(tmp_path_factory) -> Path:
-    """16 real pairs in open_clip's CSV form, whose order torch's generator decides."""
+    """Write 16 real pairs in open_clip's CSV form, whose order torch's generator decides."""
     folder = tmp_path_factory.mktemp("sheet")
     files = dict(read_tar(EMOJI / "train" / "noto.tar", 32))
     rows = ["filepath\ttitle"]
@@ -131,7 +131,7 @@ def _on_sheet(sheet: Path) -> list[str]:
 
 
 def test_one_seed_gives_the_same_weights_bit_by_bit(sheet, tmp_path):
-    """Images decoded and cropped in a worker, as ever."""
+    """Images are decoded and cropped in a worker, as ever."""
     checkpoints = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -169,7 +169,7 @@ def test_real_data_come_in_the_same_order_after_a_resume(sheet, tmp_path):
 
 @pytest.mark.slow
 def test_killed_at_any_time_it_goes_on(train_shard, tmp_path):
-    """SIGKILL at a step, while a checkpoint is written, between epochs; then to the end, on real shards."""
+    """SIGKILL comes at a step, while a checkpoint is written, and between epochs, on real shards."""
     arguments = training_arguments(
         *on_shards(str(train_shard), 32), "--save-most-recent", "--save-frequency", "0", epochs=4
     )

@@ -46,7 +46,7 @@ def number(image: Image.Image) -> int:
 
 
 def encoded(image: Image.Image, kind: str) -> bytes:
-    """An image file's content; ``kind`` is Pillow's name of the format."""
+    """Return an image file's content; ``kind`` is Pillow's name of the format."""
     stream = io.BytesIO()
     image.save(stream, kind)
     return stream.getvalue()

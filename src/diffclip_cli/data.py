@@ -59,7 +59,7 @@ def _karpathy(arguments: argparse.Namespace) -> list[str]:
 def _mmvp(arguments: argparse.Namespace) -> list[str]:
     from diffclip_openclip.data import mmvp
 
-    return mmvp.convert(arguments.source, root=arguments.data, overwrite=arguments.overwrite)
+    return mmvp.convert(source=arguments.source, root=arguments.data, overwrite=arguments.overwrite)
 
 
 def add_commands(command: AddCommand) -> None:

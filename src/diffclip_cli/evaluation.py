@@ -72,8 +72,8 @@ def _pope(arguments: argparse.Namespace) -> list[str]:
     from diffclip_openclip.evaluation.results import headline
 
     written = pope.save(
-        arguments.questions,
-        arguments.answers,
+        questions=arguments.questions,
+        answers=arguments.answers,
         category=arguments.category,
         label=arguments.label,
         results=arguments.output,

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from support.common import EMOJI, REPOSITORY, read_tar, run_python
 from support.markdown import blocks, broken_links, check, commands, extras, languages, python_code
+from support.warm import run_warm
 
 from diffclip_cli.main import main
 from diffclip_openclip import model_names
@@ -60,7 +61,7 @@ def test_page_is_checked_as_a_whole(page):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if python_code(page)], ids=lambda page: page.name)
 def test_python_runs(page, workspace, tmp_path):
-    run_python(python_code(page), _copy(workspace, tmp_path / "workspace"))
+    run_warm(python_code(page), _copy(workspace, tmp_path / "workspace"))
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")], ids=lambda page: page.name)

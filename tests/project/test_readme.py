@@ -5,8 +5,9 @@ import argparse
 import open_clip
 import pytest
 from safetensors.torch import save_file
-from support.common import REPOSITORY, run_python
+from support.common import REPOSITORY
 from support.markdown import blocks, broken_links, check, commands, languages, python_code
+from support.warm import run_warm
 
 from diffclip_cli.main import build_parser, main
 from diffclip_openclip import to_reference
@@ -28,7 +29,7 @@ def test_python_blocks_run(tmp_path):
     out = str(tmp_path / "OUT")
     assert main(["convert", str(tmp_path / "weights.safetensors"), out]) == 0
     assert main(["convert", out, str(tmp_path / "tower.safetensors"), "--to", "timm"]) == 0
-    run_python(python_code(README), tmp_path)
+    run_warm(python_code(README), tmp_path)
 
 
 def test_commands_parse(called):

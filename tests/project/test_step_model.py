@@ -7,10 +7,11 @@ import open_clip
 import pytest
 from support.common import REPOSITORY, run_host, simulates_cuda
 from support.recipes import RECIPES
+from support.warm import run_warm
 
 CHECK = """
 import json, sys
-sys.path.insert(0, sys.argv[1])
+sys.path.insert(0, BENCHMARKS)
 import open_clip, step_check, step_model
 rows = {}
 for name in ("DiffCLIP-nano", "DiffCLIP-B-16", "DiffCLIP-L-14", "CLIP-B-16-baseline"):
@@ -25,8 +26,8 @@ print(json.dumps(rows))
 
 @simulates_cuda
 def test_predicted_activations_are_what_is_kept(tmp_path):
-    command = [sys.executable, "-c", CHECK, str(REPOSITORY / "benchmarks")]
-    rows = json.loads(run_host(command, tmp_path).stdout.splitlines()[-1])
+    code = CHECK.replace("BENCHMARKS", repr(str(REPOSITORY / "benchmarks")))
+    rows = json.loads(run_warm(code, tmp_path).splitlines()[-1])
     for name, (predicted, kept) in rows.items():
         assert predicted == pytest.approx(kept, rel=0.003), name
     assert sum(rows["DiffCLIP-B-16"][1]) <= 1.05 * sum(rows["CLIP-B-16-baseline"][1])

@@ -1,9 +1,18 @@
 """Cut real image-text data in the hosts' formats from the embedded emoji, for tests of all parts."""
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 from support.common import EMOJI, read_tar, write_tar
+
+# torch.compile's cache does not ask which instructions ATEN_CPU_CAPABILITY allows: under another value kernels from it
+# fail to build or give numbers of 1e34, of plain layers too (torch 2.15), so each value has a cache of its own
+os.environ.setdefault(
+    "TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor-{torch.backends.cpu.get_cpu_capability()}"
+)
 
 
 @pytest.fixture(scope="session")

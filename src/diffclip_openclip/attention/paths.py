@@ -66,20 +66,18 @@ def choose_path(qkv_BNC3: torch.Tensor, num_heads: int, *, masked: bool, dropout
                 "torch.func, and torch's own RMSNorm without hooks; use another path for this call"
             )
         return _chosen
-    if device == "mps" and not _MPS_TAKES_WIDE_VALUES:
+    if device == "mps" and not MPS_TAKES_WIDE_VALUES:
         return "maps"
     if device != "cpu":
         return "sdpa"  # memory is what is short there
-    B, N, _ = qkv_BNC3.shape
-    if not blocks_can or fits_in_cache(B, num_heads, N):  # one block has nothing to gain
-        return "maps"
-    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+    if not blocks_can or torch.jit.is_tracing() or torch.compiler.is_exporting():
         return "maps"  # exported programs are to run where this package's operator is not
-    return "blocks"
+    B, N, _ = qkv_BNC3.shape
+    return "maps" if fits_in_cache(B, num_heads, N) else "blocks"  # one block has nothing to gain
 
 
 # values wider than queries get a wrong shape before (pytorch/pytorch#176767)
-_MPS_TAKES_WIDE_VALUES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)
+MPS_TAKES_WIDE_VALUES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)
 
 
 def fits_in_cache(batch_size: int, num_heads: int, num_tokens: int) -> bool:

@@ -162,10 +162,15 @@ def test_a_hooked_norm_takes_the_explicit_path_on_its_own():
 
 
 @pytest.mark.parametrize("path", ["maps", "sdpa"])
-def test_a_replaced_norm_is_computed(path):
-    layer, x = _layer(), _tokens()
-    layer.sub_norm = nn.LayerNorm(2 * C // H).double()
-    nn.init.normal_(layer.sub_norm.bias)
+@pytest.mark.parametrize("norm", ["LayerNorm", "RMSNorm without weight", "RMSNorm of other eps", "RMSNorm of no eps"])
+def test_a_replaced_norm_is_computed(norm, path):
+    layer, x, size = _layer(), _tokens(), 2 * C // H
+    layer.sub_norm = {
+        "LayerNorm": nn.LayerNorm(size, eps=0.1),
+        "RMSNorm without weight": nn.RMSNorm(size, eps=0.1, elementwise_affine=False),
+        "RMSNorm of other eps": nn.RMSNorm(size, eps=0.1),
+        "RMSNorm of no eps": nn.RMSNorm(size),
+    }[norm].double()
     a1, a2 = layer.attention_maps(x)
     v = layer.qkv(x)[..., 2 * C :].unflatten(-1, (H // 2, -1)).transpose(1, 2)
     heads = layer.sub_norm(((a1 - layer.compute_lambda() * a2) @ v).transpose(1, 2)) * (1 - layer.lambda_init)

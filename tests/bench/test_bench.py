@@ -49,7 +49,7 @@ def test_flags(flags):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--model", "DiffCLIP-X"], "knows no model DiffCLIP-X"),
+        (["--model", "DiffCLIP-X"], "knows no model 'DiffCLIP-X'; near: DiffCLIP-"),
         (["--device", "cuda:7"], "device 'cuda:7' cannot be used here"),
         (["--device", "potato"], "device 'potato' cannot be used here"),
         (["--rounds", "1"], "quartiles need at least 2"),

@@ -17,9 +17,11 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip.factory import parse_model_name
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
+
+from diffclip_openclip.weights.loading import loading_errors
+from diffclip_openclip.weights.spec import parse_spec
 
 PASSES = ("forward", "train step")
 _WARM_UP = 3  # turns that are not counted: compilation, allocator, caches
@@ -65,14 +67,18 @@ def bench(models: Sequence[str], settings: Iterable[Setting], rounds: int, passe
 
     A train step is forward, contrastive loss, backward and a step of AdamW.
 
+    Args:
+        models: any form of the grammar in :mod:`~diffclip_openclip.weights.spec` that open_clip builds; weights are
+            optional.
+
     Raises:
-        ValueError: an unknown model, a device that is not there, or fewer than two rounds.
+        ValueError: an unknown model, weights of another one, a device that is not there, or fewer than two rounds.
+        FileNotFoundError: a directory or checkpoint file that is not there.
     """
     if rounds < 2:
         raise ValueError(f"rounds is {rounds}; quartiles need at least 2")
-    named = [name for name in models if parse_model_name(name)[0] is None]
-    if unknown := [name for name in named if name not in open_clip.list_models()]:
-        raise ValueError(f"open_clip knows no model {', '.join(unknown)}; open_clip.list_models() lists all")
+    for model in models:
+        parse_spec(model, needs_weights=False)
     return [row for setting in settings for what in passes for row in _compare(models, setting, what, rounds)]
 
 
@@ -105,13 +111,16 @@ def _step(name: str, setting: Setting, what: str) -> Callable[[], object]:
     torch.manual_seed(0)
     device = torch.device(setting.device)
     half = setting.precision == "pure_bf16"
-    model: Any = open_clip.create_model(
-        name,
-        precision=setting.precision if half else "fp32",
-        device=device,
-        force_image_size=setting.image_size,
-        output_dict=True,
-    )
+    spec = parse_spec(name, needs_weights=False)
+    with loading_errors(name) if spec.has_weights else contextlib.nullcontext():
+        model: Any = open_clip.create_model(
+            spec.name,
+            pretrained=spec.pretrained or None,
+            precision=setting.precision if half else "fp32",
+            device=device,
+            force_image_size=setting.image_size,
+            output_dict=True,
+        )
     dtype = torch.bfloat16 if half else torch.float32
     images = torch.randn(setting.batch_size, 3, *model.visual.image_size, device=device, dtype=dtype)
     texts = torch.randint(1, 49407, (setting.batch_size, model.context_length), device=device)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from diffclip_openclip.commands.subcommand import AddCommand, add_overwrite
-from diffclip_openclip.weights.architecture import VARIANTS
+from diffclip_openclip.models import VARIANTS
 
 _CONVERT = """\
 examples:
@@ -20,9 +20,9 @@ OUT then loads by name: open_clip.create_model_and_transforms('local-dir:OUT').
 """
 _WARM_START = """\
 examples:
-  diffclip warm-start ViT-B-16:laion2b_s34b_b88k OUT     a pretrained tag of open_clip
-  diffclip warm-start ViT-B-32-quickgelu:openai OUT
-  diffclip warm-start ViT-B-32:path/to/epoch_30.pt OUT   a file
+  diffclip warm-start ViT-B-16,laion2b_s34b_b88k OUT     a pretrained tag of open_clip
+  diffclip warm-start ViT-B-32-quickgelu,openai OUT
+  diffclip warm-start ViT-B-32,path/to/epoch_30.pt OUT   a file
   open_clip_train --model local-dir:OUT ...              then train on
 """
 _PUSH = """\
@@ -41,34 +41,39 @@ def _convert(arguments: argparse.Namespace) -> list[str]:
     from diffclip_openclip.weights import convert
 
     return convert(
-        arguments.src, arguments.out, arguments.to, arguments.variant, arguments.preprocess, arguments.overwrite
+        arguments.src,
+        arguments.out,
+        to=arguments.to,
+        variant=arguments.variant,
+        preprocess=arguments.preprocess,
+        overwrite=arguments.overwrite,
     )
 
 
 def _warm_start(arguments: argparse.Namespace) -> list[str]:
     from diffclip_openclip.weights import warm_start
 
-    return warm_start(arguments.src, arguments.out, arguments.preprocess, arguments.overwrite)
+    return warm_start(arguments.src, arguments.out, preprocess=arguments.preprocess, overwrite=arguments.overwrite)
 
 
 def _push(arguments: argparse.Namespace) -> list[str]:
     from diffclip_openclip.weights import push
 
-    address = push(arguments.out, arguments.repo, arguments.private)
+    address = push(arguments.out, arguments.repo, private=arguments.private)
     return [address, f"load it anywhere with open_clip.create_model_and_transforms('hf-hub:{arguments.repo}')"]
 
 
 def _export(arguments: argparse.Namespace) -> list[str]:
     from diffclip_openclip.weights.onnx import export_onnx
 
-    return export_onnx(arguments.out, arguments.out / "onnx", arguments.overwrite)
+    return export_onnx(arguments.out, arguments.out / "onnx", overwrite=arguments.overwrite)
 
 
 def add_commands(command: AddCommand) -> None:
     """Weights in and out."""
     sub = command("convert", _convert, "Weights of any layout into a directory for open_clip, or back.", _CONVERT)
     sub.add_argument(
-        "src", metavar="SRC", help="checkpoint file, directory made by this command, hf://owner/repo[@revision][/file]"
+        "src", metavar="SRC", help="checkpoint file (or NAME,FILE), model directory, hf://owner/repo[@revision][/file]"
     )
     sub.add_argument("out", metavar="OUT", type=Path, help="directory (or file, with --to) to write")
     sub.add_argument("--to", choices=("open_clip", "reference", "timm"), default="open_clip", help="layout of OUT")
@@ -77,7 +82,11 @@ def add_commands(command: AddCommand) -> None:
     add_overwrite(sub)
 
     sub = command("warm-start", _warm_start, "A trained CLIP as a DiffCLIP (V2) with the same outputs.", _WARM_START)
-    sub.add_argument("src", metavar="SRC", help="NAME:TAG or NAME:FILE, NAME and TAG being open_clip's")
+    sub.add_argument(
+        "src",
+        metavar="SRC",
+        help="NAME,TAG or NAME,FILE with open_clip's names; DIR; hf-hub:owner/repo",
+    )
     sub.add_argument("out", metavar="OUT", type=Path, help="directory to write")
     _add_preprocess(sub)
     add_overwrite(sub)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from diffclip_openclip.explain.lambdas import EpochLambdas, LayerLambda, lambdas, lambdas_over_training
 from diffclip_openclip.explain.pictures import COLORMAP, check_colormap
 from diffclip_openclip.files import check_place, staged
+from diffclip_openclip.weights.runs import TrainingRun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,7 +36,7 @@ def show_lambdas(
             raise ValueError(f"{out} is no picture; end it in {' or '.join(_PICTURES)}")
         check_place(out, overwrite)
         check_colormap(COLORMAP)
-    if _is_run(Path(source)):
+    if TrainingRun.at(Path(source)).is_there:
         run = lambdas_over_training(source, variant)
         layers, over_training = run[-1].layers, run if len(run) > 1 else []
     else:
@@ -45,10 +46,6 @@ def show_lambdas(
         with staged(out, overwrite) as new:
             figure.savefig(new, dpi=130)
     return [*_training_table(over_training), *_layer_table(layers), *([] if out is None else [str(out)])]
-
-
-def _is_run(path: Path) -> bool:
-    return path.is_dir() and ((path / "checkpoints").is_dir() or any(path.glob("epoch_*.pt")))
 
 
 def _layer_table(layers: Sequence[LayerLambda]) -> list[str]:

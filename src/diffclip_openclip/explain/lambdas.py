@@ -4,28 +4,27 @@ lambda = exp(lambda_q1 . lambda_k1) - exp(lambda_q2 . lambda_k2) + lambda_init (
 weight: it comes from the model, or from the architecture that ``diffclip convert`` recognizes a checkpoint as.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm.layers
-import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from diffclip_openclip.attention.v1 import DYNAMIC, LAMBDA_INIT, DifferentialAttention, resolve_lambda_init
 from diffclip_openclip.explain.towers import attention_layers
+from diffclip_openclip.models import TEXT_TOWER, TRUNK
 from diffclip_openclip.weights.architecture import Architecture
 from diffclip_openclip.weights.checkpoint import read_checkpoint
-from diffclip_openclip.weights.reference import depth_of, from_reference
-from diffclip_openclip.weights.source import load_source, locate
+from diffclip_openclip.weights.layouts import Layout, depth_of, detect, from_reference
+from diffclip_openclip.weights.runs import TrainingRun
+from diffclip_openclip.weights.source import load_source
 
 # what stands before a layer's index and before its vectors, in open_clip's layout
-_LAYERS = {"image": "visual.trunk.blocks.", "text": "text.transformer.layers."}
+_LAYERS = {"image": f"{TRUNK}blocks.", "text": f"{TEXT_TOWER}layers."}
 _VECTORS = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
-_LATEST = "epoch_latest.pt"
 
 
 @dataclass(frozen=True)
@@ -81,10 +80,9 @@ def lambdas(
             raise ValueError(f"variant is {variant!r}; it must be 'static' or 'dynamic'")
         lambda_init = DYNAMIC if variant == "dynamic" else LAMBDA_INIT
         return _of_weights(_in_open_clip_layout(model_or_checkpoint), dict.fromkeys(_LAYERS, lambda_init))
-    path, _ = locate(str(model_or_checkpoint))
-    if path.is_file() and "blocks.0.norm1.weight" in read_checkpoint(path):
+    source = load_source(str(model_or_checkpoint), variant)
+    if source.layout is Layout.TIMM:
         raise ValueError(f"{model_or_checkpoint} holds a timm image tower alone; give a CLIP's weights")
-    source = load_source(str(path), variant)
     return _of_weights(source.state_dict, _lambda_inits(source.architecture))
 
 
@@ -99,32 +97,13 @@ def lambdas_over_training(directory: str | Path, variant: str | None = None) -> 
         FileNotFoundError: no such checkpoint there.
         ValueError: as :func:`lambdas`.
     """
-    folder = Path(directory)
-    if (folder / "checkpoints").is_dir():
-        folder = folder / "checkpoints"
-    paths = {int(match[1]): path for path in folder.glob("*.pt") if (match := re.fullmatch(r"epoch_(\d+)", path.stem))}
-    if (folder / _LATEST).is_file():
-        paths.setdefault(_epoch_of(folder / _LATEST), folder / _LATEST)
-    if not paths:
-        raise FileNotFoundError(
-            f"there is no epoch_1.pt or the like, nor {_LATEST}, in {folder}; give a run's folder, "
-            "as open_clip_train makes it"
-        )
+    paths = TrainingRun.at(Path(directory)).checkpoints()
     lambda_inits = _lambda_inits(load_source(str(next(iter(paths.values()))), variant).architecture)
     run = []
-    for epoch, path in tqdm(sorted(paths.items()), desc="checkpoints", unit="file"):
+    for epoch, path in tqdm(paths.items(), desc="checkpoints", unit="file"):
         weights = read_checkpoint(path)
         run.append(EpochLambdas(epoch, weights["logit_scale"].exp().item(), _of_weights(weights, lambda_inits)))
     return run
-
-
-def _epoch_of(checkpoint: Path) -> int:
-    """How many epochs open_clip's trainer had done (open_clip@v3.3.0:src/open_clip_train/main.py)."""
-    read_checkpoint(checkpoint)  # which says what is wrong with a damaged or unsafe file
-    content: Any = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    if "epoch" not in content:
-        raise ValueError(f"{checkpoint} does not say after which epoch it was written; open_clip's trainer writes that")
-    return int(content["epoch"])
 
 
 def _of_model(model: nn.Module) -> list[LayerLambda]:
@@ -172,8 +151,7 @@ def _some(rows: list[LayerLambda], second_version: bool) -> list[LayerLambda]:
 
 
 def _in_open_clip_layout(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    authors = ("visual.blocks.0.norm1.weight", "module.visual.blocks.0.norm1.weight")
-    return from_reference(weights) if any(key in weights for key in authors) else weights
+    return from_reference(weights) if detect(weights) is Layout.AUTHORS else weights
 
 
 def _lambda_inits(architecture: Architecture) -> dict[str, float | str]:

@@ -7,11 +7,12 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from diffclip_openclip.explain.explicit import SUPPORTED, is_supported
+from diffclip_openclip.models import TEXT_TOWER, TRUNK
 
 # the places of a tower's blocks in CLIP, CustomTextCLIP and CoCa, with open_clip's own towers, timm's and ours
 _BLOCKS = {
-    "image": ("visual.trunk.blocks", "visual.transformer.resblocks"),
-    "text": ("text.transformer.layers", "text.transformer.resblocks", "transformer.resblocks"),
+    "image": (f"{TRUNK}blocks", "visual.transformer.resblocks"),
+    "text": (f"{TEXT_TOWER}layers", f"{TEXT_TOWER}resblocks", "transformer.resblocks"),
 }
 
 

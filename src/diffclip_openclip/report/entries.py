@@ -1,9 +1,9 @@
 """What is compared with what: rows of the paper and models of ours, each with its baseline and its counterpart."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from diffclip_openclip.models import MODELS
 from diffclip_openclip.report.models import Model
 from diffclip_openclip.report.paper import PaperRow, find_row
 from diffclip_openclip.report.scores import Score
@@ -101,16 +101,12 @@ def _check_model(name: str, models: Sequence[Model], option: str) -> None:
 
 
 def _default_baseline(model: Model, models: Sequence[Model]) -> str | None:
-    size = re.fullmatch(r"DiffCLIP-(?:V2-)?(.+?)(?:-vision|-dynamic)?", model.architecture or "")
-    candidates = [other for other in models if size and other.architecture == f"CLIP-{size[1]}-baseline"]
+    packaged = MODELS.get(model.architecture or "")
+    candidates = [other for other in models if packaged and other.architecture == packaged.baseline is not None]
     if len(candidates) > 1:
         candidates = [other for other in candidates if other.is_set_as(model)]
     return candidates[0].name if len(candidates) == 1 else None
 
 
 def _family(architecture: str) -> str:
-    if re.fullmatch(r"CLIP-.+-baseline", architecture):
-        return "CLIP"
-    if not architecture.startswith("DiffCLIP-") or architecture.startswith("DiffCLIP-V2-"):
-        return OTHER
-    return {"dynamic": "DiffCLIP*", "vision": "DiffCLIP†"}.get(architecture.rpartition("-")[2], "DiffCLIP")
+    return (MODELS[architecture].family if architecture in MODELS else None) or OTHER

@@ -143,9 +143,9 @@ def test_missing_and_useless_paths(bare, tmp_path, capsys):
     assert "ends in .bin" in _fails(capsys, "convert", str(bare), str(tmp_path / "o.bin"), "--to", "reference")
     assert "hf://owner/repo" in _fails(capsys, "convert", "hf://owner", out)
     assert "lacks open_clip_config.json" in _fails(capsys, "push", str(tmp_path / "empty"), "owner/repo")
-    assert "knows no model 'ViT-B-23'; did you mean ViT-B-32" in _fails(capsys, "warm-start", "ViT-B-23:x", out)
-    assert "tags of ViT-B-32: openai" in _fails(capsys, "warm-start", f"ViT-B-32:{tmp_path / 'none.pt'}", out)
-    assert "does not hold the weights of ViT-B-32" in _fails(capsys, "warm-start", f"ViT-B-32:{bare}", out)
+    assert "knows no model 'ViT-B-23'; near: ViT-B-32" in _fails(capsys, "warm-start", "ViT-B-23,x", out)
+    assert "tag of ViT-B-32 (its tags: openai" in _fails(capsys, "warm-start", f"ViT-B-32,{tmp_path / 'none.pt'}", out)
+    assert "does not hold the weights of ViT-B-32" in _fails(capsys, "warm-start", f"ViT-B-32,{bare}", out)
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
@@ -214,12 +214,12 @@ def test_failure_leaves_the_old_directory(bare, tmp_path, capsys, monkeypatch):
 
 
 def test_a_loaded_tensor_that_differs_stops_the_conversion(bare, tmp_path, capsys, monkeypatch):
-    save = directory.save_weights
+    save = directory.save_safetensors
 
     def save_another(state_dict, path):
         save(state_dict | {"logit_scale": state_dict["logit_scale"] + 1}, path)
 
-    monkeypatch.setattr(directory, "save_weights", save_another)
+    monkeypatch.setattr(directory, "save_safetensors", save_another)
     assert "logit_scale is another after loading" in _fails(capsys, "convert", str(bare), str(tmp_path / "OUT"))
     assert list(tmp_path.iterdir()) == []
 

@@ -1,25 +1,20 @@
 """``diffclip convert``: what comes out of each kind of source, in the hosts' own hands."""
 
-import argparse
 import json
-import re
-import shutil
-from pathlib import Path, PosixPath
+from pathlib import Path
 
-import numpy as np
 import open_clip
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from support.common import REPOSITORY, run_host, run_python, script, train_arguments
+from support.checkpoints import load_directory, same_function, save_as_published, write_run
+from support.common import run_host, run_python, script, train_arguments
 from timm.models import VisionTransformer
-from transformers import AutoModel
 
 from diffclip_openclip import model_names, to_reference
 from diffclip_openclip.cli import main
 from diffclip_openclip.weights.architecture import packaged_architecture, recognize
-from diffclip_openclip.weights.directory import check_text_place
 
 SLIP = {
     "mean": [0.485, 0.456, 0.406],
@@ -37,39 +32,6 @@ def _model(name="DiffCLIP-nano", seed=0):
 def _vision_only():
     """DiffCLIP†."""
     return _model("DiffCLIP-nano-vision")
-
-
-def save_as_published(model, path: Path) -> Path:
-    """As in the authors' repositories: everything that their training script kept."""
-    arguments = argparse.Namespace(output_dir=PosixPath("/run/x"), lr=np.float32(5e-4), gpu=0, root=[PosixPath("a")])
-    optimizer = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": np.float64(1e-5)}]}
-    torch.save(
-        {
-            "epoch": 40,
-            "state_dict": {f"module.{key}": tensor for key, tensor in to_reference(model.state_dict()).items()},
-            "optimizer": optimizer,
-            "scaler": {"scale": 65536.0},
-            "best_acc1": np.float64(33.8),
-            "args": arguments,
-        },
-        path,
-    )
-    return path
-
-
-def _embeddings(model):
-    tokens = open_clip.SimpleTokenizer(context_length=model.context_length)(["a mug", "two lamps"])
-    images = torch.rand(2, 3, *model.visual.image_size, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        return model.encode_image(images), model.encode_text(tokens)
-
-
-def _same_function(a, b):
-    return all(torch.equal(x, y) for x, y in zip(_embeddings(a), _embeddings(b), strict=True))
-
-
-def _load(folder):
-    return open_clip.create_model(f"local-dir:{folder}", require_pretrained=True).eval()
 
 
 @pytest.fixture
@@ -116,9 +78,10 @@ def test_authors_checkpoint(build, name, tmp_path):
     checkpoint = save_as_published(model, tmp_path / "checkpoint_best.pt")
     assert main(["convert", str(checkpoint), str(out)]) == 0
     files = {"README.md", "open_clip_config.json", "open_clip_model.safetensors"}
+    files |= {"tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"}
     assert {path.name for path in out.iterdir()} == (files | {"config.json"} if name == "DiffCLIP-nano" else files)
     loaded, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{out}")
-    assert _same_function(loaded.eval(), model)
+    assert same_function(loaded.eval(), model)
     assert open_clip.get_tokenizer(f"local-dir:{out}").context_length == model.context_length
     assert json.loads((out / "open_clip_config.json").read_text())["preprocess_cfg"] == SLIP
     described = str(preprocess)
@@ -133,7 +96,7 @@ def test_dynamic_variant(tmp_path):
     model = _model()
     checkpoint = save_as_published(model, tmp_path / "c.pt")
     assert main(["convert", str(checkpoint), str(tmp_path / "OUT"), "--variant", "dynamic"]) == 0
-    loaded = _load(tmp_path / "OUT")
+    loaded = load_directory(tmp_path / "OUT")
     expected = [0.8 - 0.6 * 2.718281828459045 ** (-0.3 * depth) for depth in range(4)]
     assert [block.attn.lambda_init for block in loaded.visual.trunk.blocks] == pytest.approx(expected)
     assert [layer.attn.lambda_init for layer in loaded.text.transformer.layers] == pytest.approx(expected[:2])
@@ -153,7 +116,7 @@ def test_to_reference_and_back(converted, tmp_path, ending):
     assert written.keys() == expected.keys()
     assert all(torch.equal(written[key], tensor) for key, tensor in expected.items())
     assert main(["convert", str(file), str(tmp_path / "AGAIN")]) == 0
-    assert _same_function(_load(tmp_path / "AGAIN"), _model())
+    assert same_function(load_directory(tmp_path / "AGAIN"), _model())
 
 
 def test_half_precision_weights_stay_so(tmp_path):
@@ -161,7 +124,7 @@ def test_half_precision_weights_stay_so(tmp_path):
     save_file(state_dict, tmp_path / "half.safetensors")
     assert main(["convert", str(tmp_path / "half.safetensors"), str(tmp_path / "OUT")]) == 0
     assert load_file(tmp_path / "OUT" / "open_clip_model.safetensors")["logit_scale"].dtype == torch.float16
-    assert _load(tmp_path / "OUT").logit_scale.dtype == torch.float32
+    assert load_directory(tmp_path / "OUT").logit_scale.dtype == torch.float32
 
 
 # --- timm ---
@@ -188,7 +151,7 @@ def test_timm_vit_with_diff_attention(tmp_path):
     torch.save({"state_dict": theirs.state_dict(), "arch": "vit"}, tmp_path / "vit.pth")
     out = tmp_path / "OUT"
     assert main(["convert", str(tmp_path / "vit.pth"), str(out), "--preprocess", "slip"]) == 0
-    ours = _load(out)
+    ours = load_directory(out)
     assert "head.weight" in (out / "README.md").read_text()
     for module in theirs.modules():
         if isinstance(module, torch.nn.LayerNorm):
@@ -235,21 +198,13 @@ def test_run_on_a_converted_directory_keeps_its_preprocessing(converted, tmp_pat
     params |= {"force_image_size": None, "force_context_length": None}
     (folder.parent / "params.txt").write_text("".join(f"{key}: {value}\n" for key, value in sorted(params.items())))
     assert main(["convert", str(folder / "epoch_1.pt"), str(tmp_path / "NEW")]) == 0
-    assert _same_function(_load(tmp_path / "NEW"), _model(seed=3))
+    assert same_function(load_directory(tmp_path / "NEW"), _model(seed=3))
     assert json.loads((tmp_path / "NEW" / "open_clip_config.json").read_text())["preprocess_cfg"] == SLIP
-
-
-def _write_run(folder: Path, model, name: str) -> Path:
-    """A run of the trainer that was given ``--model NAME``; its checkpoint."""
-    (folder / "checkpoints").mkdir(parents=True)
-    (folder / "params.txt").write_text(f"model: {name}\npretrained: \n")
-    torch.save({"state_dict": model.state_dict()}, folder / "checkpoints" / "epoch_1.pt")
-    return folder / "checkpoints" / "epoch_1.pt"
 
 
 @pytest.mark.parametrize("name", ["local-dir:/gone/DYN", "hf-hub:owner/dyn", "my-own-model"])
 def test_a_run_of_a_model_that_is_not_here_needs_its_variant_said(name, tmp_path, capsys):
-    checkpoint, out = _write_run(tmp_path / "run", _model("DiffCLIP-nano-dynamic"), name), tmp_path / "OUT"
+    checkpoint, out = write_run(tmp_path / "run", _model("DiffCLIP-nano-dynamic"), name), tmp_path / "OUT"
     command = ["convert", str(checkpoint), str(out), "--preprocess", "openai"]
     assert main(command) == 2
     line = capsys.readouterr().err
@@ -258,21 +213,21 @@ def test_a_run_of_a_model_that_is_not_here_needs_its_variant_said(name, tmp_path
     assert "--variant dynamic" in line
     assert not out.exists()
     assert main([*command, "--variant", "dynamic"]) == 0
-    assert _same_function(_load(out), _model("DiffCLIP-nano-dynamic"))
+    assert same_function(load_directory(out), _model("DiffCLIP-nano-dynamic"))
 
 
 @pytest.mark.parametrize("name", ["CLIP-nano-baseline", "DiffCLIP-V2-nano"])
 def test_a_model_that_is_not_here_but_whose_weights_say_all(name, tmp_path):
-    checkpoint = _write_run(tmp_path / "run", _model(name), "my-own-model")
+    checkpoint = write_run(tmp_path / "run", _model(name), "my-own-model")
     assert main(["convert", str(checkpoint), str(tmp_path / "OUT")]) == 0
-    assert _same_function(_load(tmp_path / "OUT"), _model(name))
+    assert same_function(load_directory(tmp_path / "OUT"), _model(name))
 
 
 def test_a_runs_model_is_read_as_open_clip_reads_it(tmp_path):
     """A slash for a dash."""
-    checkpoint = _write_run(tmp_path / "run", _model("DiffCLIP-nano-dynamic"), "DiffCLIP/nano-dynamic")
+    checkpoint = write_run(tmp_path / "run", _model("DiffCLIP-nano-dynamic"), "DiffCLIP/nano-dynamic")
     assert main(["convert", str(checkpoint), str(tmp_path / "OUT")]) == 0
-    assert _same_function(_load(tmp_path / "OUT"), _model("DiffCLIP-nano-dynamic"))
+    assert same_function(load_directory(tmp_path / "OUT"), _model("DiffCLIP-nano-dynamic"))
 
 
 def test_siglip_run_keeps_its_bias(tmp_path):
@@ -281,7 +236,7 @@ def test_siglip_run_keeps_its_bias(tmp_path):
     model = open_clip.create_model("DiffCLIP-nano", init_logit_bias=-10.0)
     torch.save({"state_dict": model.state_dict()}, tmp_path / "siglip.pt")
     assert main(["convert", str(tmp_path / "siglip.pt"), str(tmp_path / "OUT"), "--preprocess", "openai"]) == 0
-    assert _load(tmp_path / "OUT").logit_bias.item() == -10.0
+    assert load_directory(tmp_path / "OUT").logit_bias.item() == -10.0
 
 
 def test_a_bare_checkpoint_must_have_its_preprocessing_said(tmp_path, capsys):
@@ -302,82 +257,7 @@ def test_public_names_are_functions_and_load_nothing_unasked(tmp_path):
         "print(sorted(loaded), all(callable(getattr(weights, name)) for name in weights.__all__))\n"
         "print(hasattr(weights, 'nothing'), weights.convert is conversion.convert)"
     )
-    assert run_python(code, tmp_path).splitlines() == ["['checkpoint', 'reference'] True", "False True"]
-
-
-# --- the directory afterwards ---
-
-
-def test_text_tower_loads_into_transformers(converted, tmp_path):
-    text = AutoModel.from_pretrained(converted)
-    expected = _model().text.transformer.state_dict()
-    assert text.state_dict().keys() == expected.keys()
-    assert all(torch.equal(text.state_dict()[key], tensor) for key, tensor in expected.items())
-    text.save_pretrained(tmp_path / "text")
-    assert load_file(tmp_path / "text" / "model.safetensors").keys() == expected.keys()
-    again = AutoModel.from_pretrained(tmp_path / "text").state_dict()
-    assert all(torch.equal(again[key], tensor) for key, tensor in expected.items())
-
-
-def test_a_moved_directory_is_repaired_in_place_or_by_a_copy(converted, tmp_path, capsys):
-    moved = tmp_path / "moved"
-    shutil.move(converted, moved)
-    with pytest.raises(OSError, match=str(converted)) as failed:
-        _load(moved)
-    card, table = (moved / "README.md").read_text(), (REPOSITORY / "docs" / "install.md").read_text()
-    quoted = (
-        re.search(r'where that is gone: "(.+?) \.\.\."', card)[1],
-        re.search(r"`OSError: (Repo .+?) \.\.\.`", table)[1],
-    )
-    assert all(str(failed.value).startswith(beginning) for beginning in quoted)
-    assert "diffclip convert DIR DIR" in card
-    assert main(["convert", str(moved), str(tmp_path / "COPY")]) == 0
-    assert _same_function(_load(tmp_path / "COPY"), _model())
-    weights = (moved / "open_clip_model.safetensors").stat()
-    assert main(["convert", str(moved), str(moved)]) == 0
-    assert str(moved) in capsys.readouterr().out
-    assert (moved / "open_clip_model.safetensors").stat().st_mtime_ns == weights.st_mtime_ns
-    assert _same_function(_load(moved), _model())
-
-
-def _lambda_inits(model):
-    towers = model.visual.trunk.blocks, model.text.transformer.layers
-    return [[layer.attn.lambda_init for layer in tower] for tower in towers]
-
-
-def test_a_copy_is_read_by_its_own_text_config(converted, tmp_path):
-    """Also when the original has been made again as another model, which open_clip would read."""
-    copy = shutil.copytree(converted, tmp_path / "copy")
-    checkpoint = save_as_published(_model(), tmp_path / "other.pt")
-    assert main(["convert", str(checkpoint), str(converted), "--overwrite", "--variant", "dynamic"]) == 0
-    assert _lambda_inits(_load(copy))[1] == pytest.approx([0.2, 0.8 - 0.6 * 2.718281828459045**-0.3])  # the original's
-    with pytest.raises(ValueError, match=rf"was moved or copied from {converted}, .*: diffclip convert {copy} {copy}"):
-        check_text_place(copy)
-    assert main(["convert", str(copy), str(tmp_path / "AGAIN")]) == 0
-    assert _lambda_inits(_load(tmp_path / "AGAIN")) == [[0.8] * 4, [0.8] * 2]
-    assert main(["convert", str(copy), str(copy)]) == 0
-    check_text_place(copy)
-    assert _lambda_inits(_load(copy)) == [[0.8] * 4, [0.8] * 2]
-
-
-def test_a_text_tower_of_another_place_by_intent(converted, tmp_path):
-    """As open_clip itself writes directories: no text config of their own, but the place of one or a hub's name."""
-    (converted / "config.json").rename(tmp_path / "config.json")
-    shutil.move(converted, tmp_path / "moved")
-    check_text_place(tmp_path / "moved")
-    path = tmp_path / "moved" / "open_clip_config.json"
-    config = json.loads(path.read_text())
-    config["model_cfg"]["text_cfg"]["hf_model_name"] = "owner/repo"
-    path.write_text(json.dumps(config))
-    (tmp_path / "config.json").rename(tmp_path / "moved" / "config.json")
-    check_text_place(tmp_path / "moved")
-
-
-def test_a_plain_text_tower_needs_no_repair(tmp_path):
-    checkpoint = save_as_published(_vision_only(), tmp_path / "c.pt")
-    assert main(["convert", str(checkpoint), str(tmp_path / "OUT")]) == 0
-    shutil.move(tmp_path / "OUT", tmp_path / "moved")
-    assert _same_function(_load(tmp_path / "moved"), _vision_only())
+    assert run_python(code, tmp_path).splitlines() == ["['checkpoint', 'layouts'] True", "False True"]
 
 
 def test_arguments_that_do_not_apply_are_refused(converted, tmp_path, capsys):

@@ -1,21 +1,35 @@
-"""``diffclip data folder``: images in a folder for each class, as the ImageNet sets come."""
+"""Read images in a folder for each class, as the ImageNet sets come: ``diffclip data folder``."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
-from diffclip_openclip.data.names import imagenet_folders, templates
+from diffclip_openclip.data.classes import imagenet_folders, templates
 from diffclip_openclip.data.writer import Split, classification_metadata, classified
 
 
 def convert(
-    name: str, source: Path, root: Path, split: str = "test", classnames: Path | None = None, overwrite: bool = False
+    name: str,
+    *,
+    source: Path,
+    root: Path,
+    split: str = "test",
+    classnames: Path | None = None,
+    overwrite: bool = False,
 ) -> list[str]:
     """Write SOURCE/CLASS/IMAGE to ``root``/``name``/``split``, class by class.
 
-    Labels of imagenet1k, imagenet_sketch, imagenet-a and imagenet-r are the order of their WordNet ids, those of
-    imagenetv2 the folders' numbers, and the names are clip_benchmark's. Of other data sets labels are the folders in
-    the order of their names, which name the classes. ``classnames`` is a file of other names, a line for each label.
-    Files beside the class folders, and names that begin with a dot, are passed over.
+    imagenet1k, imagenet_sketch, imagenet-a and imagenet-r have labels in the order of their WordNet ids; imagenetv2 has
+    the numbers of its folders. Their class names are clip_benchmark's. Other data sets have labels in the order of
+    their folders' names, which name the classes. Files beside the class folders, and names that begin with a dot, are
+    passed over.
+
+    Args:
+        name: the data set's name.
+        source: the folder of the class folders.
+        root: the folder of all data sets.
+        split: the split's name.
+        classnames: a file of other class names, a line for each label.
+        overwrite: whether a split that is there is replaced.
 
     Returns:
         lines to show.
@@ -38,7 +52,7 @@ def convert(
 
 
 def _classes(name: str, source: Path) -> dict[str, str]:
-    """Folders and class names, by label."""
+    """Return the class folders with their class names, by label."""
     if not source.is_dir():
         raise FileNotFoundError(f"there is no folder {source}")
     found = {path.name for path in _visible(source) if path.is_dir()}
@@ -57,6 +71,7 @@ def _classes(name: str, source: Path) -> dict[str, str]:
 
 
 def _images(folder: Path) -> list[Path]:
+    """List the images of a class folder, in the order of their names."""
     files = sorted(_visible(folder))
     if not files:
         raise ValueError(f"{folder} is empty; a class must have an image, or its folder be removed")

@@ -1,4 +1,4 @@
-"""``diffclip data mmvp``: MMVP-VLM's questions, a statement for each image of a pair.
+"""Read MMVP-VLM's questions, a statement for each image of a pair: ``diffclip data mmvp``.
 
 Source: tsb0601/MMVP@4d6eaeb:scripts/evaluate_vlm.py; the README there for the folders.
 """
@@ -9,26 +9,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from diffclip_openclip.data.catalog import MMVP_PATTERNS
 from diffclip_openclip.data.writer import Sample, Split, retrieval_metadata
-from diffclip_openclip.evaluation.suite import MMVP_PATTERNS
 
 _FOLDERS = ("MLLM_VLM Images", "MMVP_VLM_Images", "MLLM_VLM_Images")
 _PER_PATTERN = 30  # questions: 15 pairs
 
 
 class _Question(NamedTuple):
+    """Hold a row of Questions.csv."""
+
     qid: int
+    # The column Type, which also names the folder of the image.
     kind: str
     statement: str
 
 
-def convert(source: Path, root: Path, overwrite: bool = False) -> list[str]:
+def convert(*, source: Path, root: Path, overwrite: bool = False) -> list[str]:
     """Write ``source``/Questions.csv and its images to ``root``/mmvp/test, in the order of the questions.
 
     A sample is an image, its statement (``.txt``), and ``{"qid", "pattern", "pair"}`` (``.json``). Questions 2 p + 1
-    and 2 p + 2 are pair p. The pattern is by number, 30 questions each, as the benchmark's script counts: the column
-    Type and the folders named after it have shorter names (a Type that is a pattern's own name counts as that). A
-    part of the questions will do, in whole pairs.
+    and 2 p + 2 are pair p. The pattern follows from the question's number, 30 questions each, as in the benchmark's
+    script: the column Type has shorter names. A Type that is a pattern's own name counts as that pattern. A part of
+    the questions will do, in whole pairs.
+
+    Args:
+        source: the folder of Questions.csv and of the folder of images.
+        root: the folder of all data sets.
+        overwrite: whether a split that is there is replaced.
 
     Returns:
         lines to show.
@@ -63,6 +71,7 @@ def _pattern(question: _Question) -> str:
 
 
 def _read(path: Path) -> list[_Question]:
+    """Read Questions.csv, and return its questions by number."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.reader(file))[1:]  # below a line of titles
     questions = []
@@ -77,6 +86,7 @@ def _read(path: Path) -> list[_Question]:
 
 
 def _pairs(questions: Sequence[_Question], source: Path) -> list[tuple[_Question, _Question]]:
+    """Return the questions two by two, and refuse those that have no partner."""
     numbers, last = [question.qid for question in questions], _PER_PATTERN * len(MMVP_PATTERNS)
     if len(set(numbers)) < len(numbers):
         twice = next(qid for qid in numbers if numbers.count(qid) > 1)

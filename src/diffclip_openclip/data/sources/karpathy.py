@@ -1,31 +1,39 @@
-"""``diffclip data karpathy``: images with captions in Karpathy's splits, for retrieval."""
+"""Read images with captions in Karpathy's splits, for retrieval: ``diffclip data karpathy``."""
 
 import json
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from diffclip_openclip.data.catalog import KARPATHY, names_from
 from diffclip_openclip.data.writer import Sample, Split, retrieval_metadata
-from diffclip_openclip.evaluation.suite import DATA_SETS, RETRIEVAL
-
-_NAMES = tuple(data_set.name for data_set in DATA_SETS if RETRIEVAL in data_set.tasks)
 
 
 class _Entry(NamedTuple):
+    """Hold one image's entry in the JSON."""
+
     filename: str
+    # The folder below ``images`` that COCO's entries name; "" in the others.
     folder: str
     captions: list[str]
 
 
 def convert(
-    name: str, annotations: Path, images: Path, root: Path, split: str = "test", overwrite: bool = False
+    name: str, *, annotations: Path, images: Path, root: Path, split: str = "test", overwrite: bool = False
 ) -> list[str]:
     """Write the images of one of Karpathy's splits with all their captions to ``root``/``name``/``split``.
 
-    ``annotations`` is his JSON (``{"images": [{"filename", "filepath", "split", "sentences": [{"raw"}]}]}``); images
-    are ``images``/filepath/filename, or ``images``/filename. Captions keep their order; as a line is a caption, a line
-    break within one becomes a space. All captions are taken, as in clip_benchmark's own data sets
-    (clip_benchmark@1.6.2:clip_benchmark/datasets/flickr.py; torchvision's CocoCaptions for COCO).
+    Captions keep their order. A line is a caption, so that a line break within one becomes a space. All captions are
+    taken, as in clip_benchmark's own data sets (clip_benchmark@1.6.2:clip_benchmark/datasets/flickr.py; torchvision's
+    CocoCaptions for COCO).
+
+    Args:
+        name: the data set's name, one of the paper's with captions.
+        annotations: Karpathy's JSON, ``{"images": [{"filename", "filepath", "split", "sentences": [{"raw"}]}]}``.
+        images: the folder of ``filepath``/``filename``, or of ``filename``.
+        root: the folder of all data sets.
+        split: one of Karpathy's splits.
+        overwrite: whether a split that is there is replaced.
 
     Returns:
         lines to show.
@@ -37,8 +45,8 @@ def convert(
         FileExistsError: as :meth:`diffclip_openclip.data.writer.Split.write`.
         ImportError: webdataset is not installed.
     """
-    if name not in _NAMES:
-        raise ValueError(f"{name!r} is no data set with captions of the paper's; there are {', '.join(_NAMES)}")
+    if name not in (known := names_from(KARPATHY)):
+        raise ValueError(f"{name!r} is no data set with captions of the paper's; there are {', '.join(known)}")
     target = Split(root, name, split, overwrite)
     if finished := target.finished():
         return finished

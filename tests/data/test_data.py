@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clip_benchmark.datasets.builder import build_dataset
+from diffclip_openclip.data.names import class_names, imagenet_folders
+from diffclip_openclip.evaluation.suite import DATA_SETS, MMVP_PATTERNS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -20,9 +22,7 @@ from support.images import dots, number, pictures, pixels, read_back, save, tree
 
 from diffclip_openclip.data import folders, karpathy, mmvp
 from diffclip_openclip.data.images import encode
-from diffclip_openclip.data.names import class_names, imagenet_folders
 from diffclip_openclip.data.writer import Split, classification_metadata, classified, retrieval_metadata
-from diffclip_openclip.evaluation.suite import DATA_SETS, MMVP_PATTERNS
 
 METADATA = classification_metadata(["odd", "even"], ["a {c}."])
 

@@ -8,15 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-from scipy.io import savemat
-from support.images import dots, number, pictures, pixels, read_back, save, tree
-from torchvision.datasets import CIFAR10, CIFAR100, DTD, FGVCAircraft, Flowers102, Food101, OxfordIIITPet
-
 from diffclip_openclip.data.labelled import cifar, listed
 from diffclip_openclip.data.names import class_names
 from diffclip_openclip.data.torchvision_sets import SETS, convert, write_splits
 from diffclip_openclip.evaluation.suite import DATA_SETS, LINEAR_PROBE, find_data_set
+from PIL import Image
+from scipy.io import savemat
+from support.images import dots, number, pictures, pixels, read_back, save, tree
+from torchvision.datasets import CIFAR10, CIFAR100, DTD, FGVCAircraft, Flowers102, Food101, OxfordIIITPet
 
 
 def _same(root: Path, name: str, split: str, expected) -> None:

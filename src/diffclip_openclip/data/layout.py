@@ -107,7 +107,7 @@ def shard_fingerprint(shard: str, cache_dir: Path) -> str:
         a SHA-256 in hexadecimal.
     """
     if is_remote(shard):
-        return hashlib.sha256(repr((shard, list(remote_state(shard)))).encode()).hexdigest()
+        return hashlib.sha256(repr(remote_state(shard)).encode()).hexdigest()
     path = Path(shard)
     state = path.stat()
     key = hashlib.sha256(repr((str(path.absolute()), state.st_size, state.st_mtime_ns)).encode()).hexdigest()

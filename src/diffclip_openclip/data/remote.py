@@ -60,8 +60,10 @@ def open_remote(url: str) -> BinaryIO:
     return cast(BinaryIO, file_system.open(path, "rb", block_size=0))
 
 
-def remote_state(url: str) -> tuple[str | None, str | None, str | None]:
-    """Ask the server for a file's size, ETag and date, which change when its content does.
+def remote_state(url: str) -> tuple[str, list[str | None]]:
+    """Return a file's address over HTTP, and what the server says of it: size, ETag and date.
+
+    These change when the file's content does.
 
     Raises:
         ConnectionError: the server cannot be reached, or has no such file.
@@ -74,7 +76,7 @@ def remote_state(url: str) -> tuple[str | None, str | None, str | None]:
     except Exception as error:  # each client library has its own
         raise _connection_error(url, error) from error
     size = answer.get("size")
-    return None if size is None else str(size), answer.get("ETag"), answer.get("Last-Modified")
+    return address, [None if size is None else str(size), answer.get("ETag"), answer.get("Last-Modified")]
 
 
 def _file_system(url: str) -> tuple[Any, str]:

@@ -95,7 +95,7 @@ class Identity:
     architecture: str | None = None
 
     def path(self, results: Path) -> Path:
-        """Return the result's file, in the folder of a model whose name ends with the start of its checkpoint's hash."""
+        """Return the result's file; the model's folder ends with the start of its checkpoint's hash."""
         name = file_name(self.dataset, self.templates, self.precision, self.seed)
         return results / f"{slug(self.label)}-{self.checkpoint_sha256[:8]}" / self.task / name
 

@@ -17,7 +17,7 @@ _DISPLAY = 384  # pixels of a view's shorter side, at least
 
 
 def read_image(path: Path) -> Image.Image:
-    """The image in ``path``, upright (EXIF), as :func:`~diffclip_openclip.data.images.to_rgb`: of an animation the first.
+    """The image in ``path``, upright (EXIF), as :func:`~diffclip_openclip.data.images.to_rgb`; an animation's first.
 
     Raises:
         FileNotFoundError: no such file.

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from diffclip_openclip.data.labelled import cifar, listed
-from diffclip_openclip.data.names import class_names
-from diffclip_openclip.data.torchvision_sets import SETS, convert, write_splits
-from diffclip_openclip.evaluation.suite import DATA_SETS, LINEAR_PROBE, find_data_set
 from PIL import Image
 from scipy.io import savemat
 from support.images import dots, number, pictures, pixels, read_back, save, tree
 from torchvision.datasets import CIFAR10, CIFAR100, DTD, FGVCAircraft, Flowers102, Food101, OxfordIIITPet
+
+from diffclip_openclip.data.catalog import find_data_set
+from diffclip_openclip.data.classes import class_names
+from diffclip_openclip.data.sources.torchvision_sets import SETS, Labelled, cifar, convert, listed, write_splits
 
 
 def _same(root: Path, name: str, split: str, expected) -> None:
@@ -46,7 +46,7 @@ def _dtd(folder: Path) -> Path:
 
 def test_dtd_and_its_official_splits(tmp_path):
     source = _dtd(tmp_path / "source")
-    lines = convert("dtd", source, tmp_path)
+    lines = convert("dtd", source=source, root=tmp_path)
     assert lines[0] == f"{tmp_path / 'dtd' / 'train'}: 4 images in 1 shards"
     assert lines[1].startswith("warning: the published dtd/train has 1,880 images")
     for split in ("train", "val", "test"):
@@ -56,7 +56,7 @@ def test_dtd_and_its_official_splits(tmp_path):
     templates = (tmp_path / "dtd" / "zeroshot_classification_templates.txt").read_text().splitlines()
     assert templates[0] == "a photo of a {c} texture."
     before = tree(tmp_path)
-    again = convert("dtd", tmp_path / "not there", tmp_path)  # complete splits do not need their source
+    again = convert("dtd", source=tmp_path / "not there", root=tmp_path)  # complete splits do not need their source
     assert [line.split(" is there")[0] for line in again] == [
         str(tmp_path / "dtd" / split) for split in ("train", "val", "test")
     ]
@@ -67,7 +67,7 @@ def test_split_with_other_classes_is_refused(tmp_path):
     source = _dtd(tmp_path / "source")
     (source / "dtd" / "dtd" / "labels" / "val1.txt").write_text("woven/woven_0003.jpg\n")
     with pytest.raises(FileExistsError, match=r"classnames\.txt says otherwise"):
-        convert("dtd", source, tmp_path)
+        convert("dtd", source=source, root=tmp_path)
     assert not (tmp_path / "dtd" / "val").exists()
 
 
@@ -82,7 +82,7 @@ def test_aircraft_variants(tmp_path):
         text = "".join(f"{image} {variant}\n" for image, variant in rows)
         (folder / f"images_variant_{split}.txt").write_text(text)
     (folder / "variants.txt").write_text("707-320\nF/A-18\n")
-    convert("fgvc_aircraft", tmp_path / "source", tmp_path)
+    convert("fgvc_aircraft", source=tmp_path / "source", root=tmp_path)
     for split in splits:
         _same(tmp_path, "fgvc_aircraft", split, FGVCAircraft(tmp_path / "source", split=split))
     assert _classes(tmp_path, "fgvc_aircraft") == ["707-320", "F/A-18"]
@@ -99,7 +99,7 @@ def test_food101_with_words_for_names(tmp_path):
         for files in classes.values():
             for file in files:
                 save(folder / "images" / f"{file}.jpg", next(images))
-    convert("food101", tmp_path / "source", tmp_path)
+    convert("food101", source=tmp_path / "source", root=tmp_path)
     for split in names:
         _same(tmp_path, "food101", split, Food101(tmp_path / "source", split=split))
     assert _classes(tmp_path, "food101") == ["apple pie", "ice cream"]
@@ -116,7 +116,7 @@ def test_pets_train_is_trainval_and_misnamed_files_are_read(tmp_path):
         for line in lines:
             form = "GIF" if "Abyssinian_2" in line else "JPEG"  # the real set has GIFs named .jpg
             save(folder / "images" / f"{line.split()[0]}.jpg", next(images), form)
-    convert("pets", tmp_path / "source", tmp_path)
+    convert("pets", source=tmp_path / "source", root=tmp_path)
     _same(tmp_path, "pets", "train", OxfordIIITPet(tmp_path / "source", split="trainval"))
     _same(tmp_path, "pets", "test", OxfordIIITPet(tmp_path / "source", split="test"))
     assert _classes(tmp_path, "pets") == ["Abyssinian", "American Bulldog"]
@@ -144,7 +144,7 @@ def test_flowers_labels_count_from_0(tmp_path):
     savemat(folder / "imagelabels.mat", {"labels": np.array([[102, 1, 2, 3, 77, 102]], dtype=np.uint8)})
     ids = {"trnid": [[6, 2]], "valid": [[1, 3]], "tstid": [[4, 5]]}
     savemat(folder / "setid.mat", {key: np.array(value, dtype=np.uint16) for key, value in ids.items()})
-    write_splits("flowers", partial(listed, _SmallFlowers), tmp_path / "source", tmp_path)
+    write_splits("flowers", partial(listed, _SmallFlowers), source=tmp_path / "source", root=tmp_path)
     for split, labels in (("train", [101, 0]), ("val", [101, 1]), ("test", [2, 76])):
         _same(tmp_path, "flowers", split, _SmallFlowers(tmp_path / "source", split=split))
         assert [label for _, label in read_back(tmp_path, "flowers", split)] == labels
@@ -186,7 +186,7 @@ def test_cifar_batches(tmp_path, name, dataset, key, meta):
             data = np.stack([array.transpose(2, 0, 1).reshape(-1) for array in arrays])  # planes of red, green, blue
             (folder / batch).write_bytes(pickle.dumps({"data": data, key: [1, 0, 1], "coarse_labels": [5, 5, 5]}))
     (folder / dataset.meta["filename"]).write_bytes(pickle.dumps(meta))
-    write_splits(name, partial(cifar, dataset), tmp_path / "source", tmp_path)
+    write_splits(name, partial(cifar, dataset), source=tmp_path / "source", root=tmp_path)
     for split in ("train", "test"):
         _same(tmp_path, name, split, expected[split])
     assert _classes(tmp_path, name) == next(iter(meta.values()))
@@ -222,7 +222,7 @@ def test_caltech101_draws_30_of_each_class_and_tests_on_the_others(tmp_path):
             labels[count] = label
             count += 1
     (folder / "BACKGROUND_Google" / "tmp").write_text("in the archive as well")
-    lines = convert("caltech101", tmp_path / "source", tmp_path)
+    lines = convert("caltech101", source=tmp_path / "source", root=tmp_path)
     train, test = (read_back(tmp_path, "caltech101", split) for split in ("train", "test"))
     assert len(train) == 3060
     assert not any("caltech101/train has" in line for line in lines)
@@ -243,7 +243,7 @@ def test_caltech101_draws_30_of_each_class_and_tests_on_the_others(tmp_path):
         "car_side": "side of a car",
     }
     assert {folder: names[folder] for folder in sample} == sample
-    convert("caltech101", tmp_path / "source", tmp_path / "again")
+    convert("caltech101", source=tmp_path / "source", root=tmp_path / "again")
     assert tree(tmp_path / "again" / "caltech101") == tree(tmp_path / "caltech101")
 
 
@@ -252,10 +252,10 @@ def test_caltech101_that_is_not_whole(tmp_path):
     for name in CALTECH[:-1]:
         _numbered(folder / name / "image_0001.jpg", 0)
     with pytest.raises(ValueError, match="101 class folders, Caltech-101 102"):
-        convert("caltech101", tmp_path / "source", tmp_path)
+        convert("caltech101", source=tmp_path / "source", root=tmp_path)
     _numbered(folder / "yin_yang" / "image_0001.jpg", 0)
     with pytest.raises(ValueError, match="class 0 has 1 images, 31 or more"):
-        convert("caltech101", tmp_path / "source", tmp_path)
+        convert("caltech101", source=tmp_path / "source", root=tmp_path)
     assert not (tmp_path / "caltech101").exists()
 
 
@@ -278,22 +278,22 @@ def test_sun397_official_partition(tmp_path):
     (tmp_path / "source" / "Partitions").mkdir()
     for file, chosen in lists.values():
         (tmp_path / "source" / "Partitions" / file).write_bytes("\r\n".join(chosen).encode())
-    convert("sun397", tmp_path / "source", tmp_path)
+    convert("sun397", source=tmp_path / "source", root=tmp_path)
     for split, (_, chosen) in lists.items():
         read = [(number(image), label) for image, label in read_back(tmp_path, "sun397", split)]
         assert read == [images[path] for path in chosen]
     assert _classes(tmp_path, "sun397") == ["abbey", "church outdoor", "control room"]
     (tmp_path / "source" / "SUN397" / paths[4][1:]).unlink()
     with pytest.raises(FileNotFoundError, match=r"sun_0004\.jpg is missing, one of 1 that .*Testing_01"):
-        convert("sun397", tmp_path / "source", tmp_path / "again")
+        convert("sun397", source=tmp_path / "source", root=tmp_path / "again")
     (tmp_path / "source" / "Partitions" / "Testing_01.txt").unlink()  # half of a partition is not mixed with a draw
     with pytest.raises(FileNotFoundError, match=r"Testing_01\.txt"):
-        convert("sun397", tmp_path / "source", tmp_path / "more")
+        convert("sun397", source=tmp_path / "source", root=tmp_path / "more")
 
 
 def test_sun397_without_lists_draws_50_and_50(tmp_path):
     images = _sun397(tmp_path / "source", 102)
-    lines = convert("sun397", tmp_path / "source", tmp_path)
+    lines = convert("sun397", source=tmp_path / "source", root=tmp_path)
     assert sum("for the official partition unpack https://" in line for line in lines) == 1
     drawn = {}
     for split in ("train", "test"):
@@ -304,43 +304,37 @@ def test_sun397_without_lists_draws_50_and_50(tmp_path):
     assert len(drawn["train"] | drawn["test"]) == 300
 
 
-def test_the_commands_sets_are_those_of_the_linear_probe():
-    assert set(SETS) == {data_set.name for data_set in DATA_SETS if LINEAR_PROBE in data_set.tasks}
-
-
 @pytest.mark.parametrize("name", SETS)
 def test_missing_source_says_what_to_do_and_makes_nothing(tmp_path, name):
     source = tmp_path / "source"
     source.mkdir()
     with pytest.raises(FileNotFoundError, match=f"source does not hold {name} as torchvision unpacks it.*--download"):
-        convert(name, source, tmp_path / "root")
+        convert(name, source=source, root=tmp_path / "root")
     assert [path.name for path in tmp_path.rglob("*")] == ["source"]
 
 
 def test_unknown_name_lists_those_there_are(tmp_path):
     with pytest.raises(ValueError, match=r"'imagenet1k' is none of .*caltech101, dtd, .*food101"):
-        convert("imagenet1k", tmp_path, tmp_path)
+        convert("imagenet1k", source=tmp_path, root=tmp_path)
 
 
 def test_missing_image_is_named(tmp_path):
     source = _dtd(tmp_path / "source")
     (source / "dtd" / "dtd" / "images" / "woven" / "woven_0003.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"there is no image .*woven_0003\.jpg"):
-        convert("dtd", source, tmp_path)
+        convert("dtd", source=source, root=tmp_path)
     assert not (tmp_path / "dtd").exists()
 
 
 def test_every_set_has_the_splits_of_the_suite(tmp_path):
     for name in SETS:
-        splits = find_data_set(name).splits
+        splits = tuple(find_data_set(name).splits)
         opened = []
 
         def open_split(source, split, download, opened=opened):
-            from diffclip_openclip.data.labelled import Labelled
-
             opened.append(split)
             return Labelled(["one"], [(dots(1)[0], 0)])
 
-        write_splits(name, open_split, tmp_path, tmp_path / "root")
+        write_splits(name, open_split, source=tmp_path, root=tmp_path / "root")
         assert tuple(opened) == splits
         assert {path.name for path in (tmp_path / "root" / name).iterdir() if path.is_dir()} == set(splits)

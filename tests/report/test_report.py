@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from support.common import plain_environment
 
-from diffclip_openclip.evaluation.suite import DATA_SETS, MMVP_PATTERNS
+from diffclip_openclip.data.catalog import DATA_SETS, MMVP_PATTERNS
 from diffclip_openclip.report.bars import draw_bars
 from diffclip_openclip.report.command import report
 from diffclip_openclip.report.entries import Entry, our_entries, paper_entries

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from diffclip_openclip.evaluation.suite import MMVP_PAPER_PATTERNS
+from diffclip_openclip.data.catalog import MMVP_PAPER_PATTERNS
 from diffclip_openclip.report.checks import paper_notes, pope_counts
 from diffclip_openclip.report.command import report
 from diffclip_openclip.report.entries import paper_entries

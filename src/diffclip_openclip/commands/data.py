@@ -19,33 +19,47 @@ a name of your own, `diffclip evaluate --dataset NAME` does. docs/data.md says w
 
 
 def _torchvision(arguments: argparse.Namespace) -> list[str]:
-    from diffclip_openclip.data import torchvision_sets
+    from diffclip_openclip.data.sources import torchvision_sets
 
     return torchvision_sets.convert(
-        arguments.name, arguments.source, arguments.data, arguments.download, arguments.overwrite
+        arguments.name,
+        source=arguments.source,
+        root=arguments.data,
+        download=arguments.download,
+        overwrite=arguments.overwrite,
     )
 
 
 def _folder(arguments: argparse.Namespace) -> list[str]:
-    from diffclip_openclip.data import folders
+    from diffclip_openclip.data.sources import folders
 
     return folders.convert(
-        arguments.name, arguments.source, arguments.data, arguments.split, arguments.classnames, arguments.overwrite
+        arguments.name,
+        source=arguments.source,
+        root=arguments.data,
+        split=arguments.split,
+        classnames=arguments.classnames,
+        overwrite=arguments.overwrite,
     )
 
 
 def _karpathy(arguments: argparse.Namespace) -> list[str]:
-    from diffclip_openclip.data import karpathy
+    from diffclip_openclip.data.sources import karpathy
 
     return karpathy.convert(
-        arguments.name, arguments.annotations, arguments.images, arguments.data, arguments.split, arguments.overwrite
+        arguments.name,
+        annotations=arguments.annotations,
+        images=arguments.images,
+        root=arguments.data,
+        split=arguments.split,
+        overwrite=arguments.overwrite,
     )
 
 
 def _mmvp(arguments: argparse.Namespace) -> list[str]:
-    from diffclip_openclip.data import mmvp
+    from diffclip_openclip.data.sources import mmvp
 
-    return mmvp.convert(arguments.source, arguments.data, arguments.overwrite)
+    return mmvp.convert(source=arguments.source, root=arguments.data, overwrite=arguments.overwrite)
 
 
 def add_commands(command: AddCommand) -> None:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from diffclip_openclip.commands.subcommand import AddCommand
-from diffclip_openclip.evaluation.suite import TASKS
+from diffclip_openclip.data.catalog import TASKS
 
 _EVALUATE = """\
 examples:
@@ -32,14 +32,14 @@ def _evaluate(arguments: argparse.Namespace) -> list[str]:
     from tqdm import tqdm
 
     from diffclip_openclip.evaluation import runner
-    from diffclip_openclip.evaluation.compute import Compute
-    from diffclip_openclip.evaluation.plan import dry_run, missing_lines, plan
+    from diffclip_openclip.evaluation.evaluator import Compute
+    from diffclip_openclip.evaluation.plan import missing_lines, plan
 
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     compute = Compute(device, arguments.precision, arguments.batch_size, arguments.workers, arguments.seed)
-    jobs, missing = plan(arguments.model, arguments.data, arguments.dataset, arguments.task)
+    jobs, missing = plan(arguments.model, arguments.data, names=arguments.dataset, tasks=arguments.task)
     if arguments.dry_run:
-        return dry_run(jobs, missing, arguments.output, compute)
+        return runner.dry_run(jobs, arguments.output, compute) + missing_lines(missing)
     if not jobs:
         chosen = (
             "the data sets and tasks that are named" if arguments.dataset or arguments.task else "the paper's data sets"
@@ -55,11 +55,14 @@ def _pope(arguments: argparse.Namespace) -> list[str]:
     from diffclip_openclip.evaluation import pope
     from diffclip_openclip.evaluation.results import headline
 
-    return [
-        headline(
-            pope.save(arguments.questions, arguments.answers, arguments.category, arguments.label, arguments.output)
-        )
-    ]
+    content = pope.save(
+        questions=arguments.questions,
+        answers=arguments.answers,
+        category=arguments.category,
+        label=arguments.label,
+        results=arguments.output,
+    )
+    return [headline(content)]
 
 
 def add_commands(command: AddCommand) -> None:

@@ -9,7 +9,7 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from diffclip_openclip.data.rgb import to_rgb
+from diffclip_openclip.data.images import to_rgb
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 _MAX_ASPECT = 100  # resizing the shorter side of a thinner strip to a model's size would take gigabytes
@@ -17,7 +17,7 @@ _DISPLAY = 384  # pixels of a view's shorter side, at least
 
 
 def read_image(path: Path) -> Image.Image:
-    """The image in ``path``, upright (EXIF), as :func:`~diffclip_openclip.data.rgb.to_rgb`; an animation's first frame.
+    """The image in ``path``, upright (EXIF), as :func:`~diffclip_openclip.data.images.to_rgb`; an animation's first.
 
     Raises:
         FileNotFoundError: no such file.

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from diffclip_openclip.evaluation.suite import MMVP_PAPER_PATTERNS
+from diffclip_openclip.data.catalog import MMVP_PAPER_PATTERNS
 from diffclip_openclip.report.entries import Entry
 from diffclip_openclip.report.layouts import OOD, SIX_TASKS, Column
 from diffclip_openclip.report.tables import title_of

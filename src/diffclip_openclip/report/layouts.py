@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from diffclip_openclip.evaluation.suite import (
+from diffclip_openclip.data.catalog import (
     LINEAR_PROBE,
     MMVP_PATTERNS,
     POPE_CATEGORIES,

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffclip_openclip.evaluation.suite import POPE
+from diffclip_openclip.data.catalog import POPE
 from diffclip_openclip.report.results import Result, read_results
 from diffclip_openclip.report.scores import Score, with_means
 

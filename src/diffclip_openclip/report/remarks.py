@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from diffclip_openclip.evaluation.published import deviations
+from diffclip_openclip.data.catalog import deviations
 from diffclip_openclip.report.entries import Entry
 from diffclip_openclip.report.models import Model
 

@@ -1,6 +1,5 @@
 """Reads and checks what ``diffclip evaluate`` wrote: RESULTS/<model>/<task>/<name>.json, metrics as fractions."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -8,31 +7,17 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from diffclip_openclip.evaluation.suite import (
+from diffclip_openclip.data.catalog import (
     DATA_SETS,
     MMVP,
     MMVP_PATTERNS,
     POPE,
     POPE_CATEGORIES,
     RETRIEVAL,
-    TASKS,
     ZERO_SHOT,
 )
+from diffclip_openclip.evaluation.results import RESULT_TASKS, read, result_paths
 from diffclip_openclip.report.scores import RECALLS, TEMPLATES, Score
-
-_TASKS = (*TASKS, POPE)
-_FIELDS = (
-    "dataset",
-    "model",
-    "label",
-    "checkpoint_sha256",
-    "metrics",
-    "images",
-    "versions",
-    "device",
-    "precision",
-    "date",
-)
 
 
 @dataclass(frozen=True)
@@ -56,12 +41,11 @@ def read_results(folder: Path) -> list[Result]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}; give the folder that `diffclip evaluate` wrote")
-    paths = sorted(path for task in _TASKS for path in folder.glob(f"*/{task}/*.json"))
-    results = [_read(path, folder) for path in paths]
+    results = [_read(path, folder) for path in result_paths(folder)]
     if not results:
         raise ValueError(
             f"{folder} holds no results; they are expected as MODEL/TASK/NAME.json, as `diffclip evaluate` writes "
-            f"them, with TASK one of {', '.join(_TASKS)}"
+            f"them, with TASK one of {', '.join(RESULT_TASKS)}"
         )
     if not any(result.scores for result in results):
         names = sorted({result.content["dataset"] for result in results})
@@ -70,38 +54,10 @@ def read_results(folder: Path) -> list[Result]:
 
 
 def _read(path: Path, folder: Path) -> Result:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON or of UTF-8
-        raise ValueError(f"{path} is no JSON ({error}); run that evaluation again, or remove the file") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is no result: its content is a {type(content).__name__}, not an object")
-    task = path.parent.name
-    wanted = (*_FIELDS, "templates") if task == ZERO_SHOT else _FIELDS
-    if missing := [field for field in wanted if field not in content]:
-        raise ValueError(f"{path} is no result of `diffclip evaluate`: it lacks {', '.join(missing)}")
-    if content.get("task", task) != task:
-        raise ValueError(f"{path} lies in the folder of task {task}, and says that its task is {content['task']!r}")
-    _check_types(path, content)
+    task, content = path.parent.name, read(path)
     name = path.relative_to(folder).as_posix()
     scores = {key: Score(100 * _fraction(path, content, place), name) for key, place in _places(path, task, content)}
     return Result(name, task, content, scores)
-
-
-def _check_types(path: Path, content: Mapping[str, Any]) -> None:
-    for field in ("dataset", "model", "label", "precision"):
-        if not isinstance(content[field], str):
-            raise ValueError(f"{path}: {field} must be a string, not {content[field]!r}")
-    for field in ("checkpoint_sha256", "architecture"):
-        if not isinstance(content.get(field), str | None):
-            raise ValueError(f"{path}: {field} must be a string or null, not {content[field]!r}")
-    if not isinstance(content.get("seed"), int | None):
-        raise ValueError(f"{path}: seed must be a whole number or null, not {content['seed']!r}")
-    for field in ("metrics", "versions", "images"):
-        if not isinstance(content[field], dict):
-            raise ValueError(f"{path}: {field} must be an object, not {content[field]!r}")
-    if not all(isinstance(count, int) for count in content["images"].values()):
-        raise ValueError(f"{path}: images must be numbers of images by split, not {content['images']!r}")
 
 
 def _places(path: Path, task: str, content: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, ...]]]:

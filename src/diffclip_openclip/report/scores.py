@@ -8,7 +8,7 @@ Keys are ``<measure>/<data set>``: ``linear_probe/dtd``, ``few_shot/dtd``, ``ima
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from diffclip_openclip.evaluation.suite import (
+from diffclip_openclip.data.catalog import (
     DATA_SETS,
     LINEAR_PROBE,
     MMVP_PAPER_PATTERNS,

@@ -29,7 +29,7 @@ from diffclip_openclip.evaluation.layout import Place
 from diffclip_openclip.evaluation.layout import locate as locate_splits
 from diffclip_openclip.evaluation.plan import plan
 from diffclip_openclip.evaluation.suite import DATA_SETS, ZERO_SHOT, find_data_set
-from diffclip_openclip.explain.views import read_image
+from diffclip_openclip.explain.images import read_image
 from diffclip_openclip.report.comparison import our_entries
 from diffclip_openclip.report.models import read_models
 from diffclip_openclip.report.paper import load_paper

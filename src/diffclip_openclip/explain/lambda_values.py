@@ -1,7 +1,7 @@
-"""The lambdas of a DiffCLIP, layer by layer: of a model, of weights, or over a training run.
+"""Compute the lambda of every layer of a DiffCLIP: of a model, of weights, or over a training run.
 
 lambda = exp(lambda_q1 . lambda_k1) - exp(lambda_q2 . lambda_k2) + lambda_init (paper, section 3.2). lambda_init is no
-weight: it comes from the model, or from the architecture that ``diffclip convert`` recognizes a checkpoint as.
+weight. It comes from the model, or from the architecture that ``diffclip convert`` recognizes a checkpoint as.
 """
 
 import re
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from diffclip_openclip.attention.v1 import DYNAMIC, LAMBDA_INIT, DifferentialAttention, resolve_lambda_init
-from diffclip_openclip.explain.towers import attention_layers
+from diffclip_openclip.explain.maps import attention_layers
 from diffclip_openclip.weights.architecture import Architecture
 from diffclip_openclip.weights.checkpoint import read_checkpoint
 from diffclip_openclip.weights.reference import depth_of, from_reference
 from diffclip_openclip.weights.source import load_source, locate
 
-# what stands before a layer's index and before its vectors, in open_clip's layout
+# tower -> what stands before a layer's index in the names of its weights, in open_clip's layout
 _LAYERS = {"image": "visual.trunk.blocks.", "text": "text.transformer.layers."}
 _VECTORS = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
 _LATEST = "epoch_latest.pt"
@@ -30,47 +30,41 @@ _LATEST = "epoch_latest.pt"
 
 @dataclass(frozen=True)
 class LayerLambda:
-    """lambda of one layer and its parts: ``lambda_`` = ``exp1`` - ``exp2`` + ``lambda_init``.
+    """Hold lambda of one layer and its parts: ``lambda_`` = ``exp1`` - ``exp2`` + ``lambda_init``."""
 
-    ``tower`` is "image" or "text", ``layer`` counts from 0.
-    """
-
-    tower: str
-    layer: int
+    tower: str  # "image" or "text"
+    layer: int  # from 0
     lambda_: float
-    exp1: float
-    exp2: float
+    exp1: float  # exp(lambda_q1 . lambda_k1)
+    exp2: float  # exp(lambda_q2 . lambda_k2)
     lambda_init: float
 
 
 @dataclass(frozen=True)
 class EpochLambdas:
-    """A training run after ``epoch`` epochs: its lambdas, and ``logit_scale``, which cosines are multiplied with.
+    """Hold the lambdas of one checkpoint of a training run."""
 
-    ``logit_scale`` is exp of the weight of that name.
-    """
-
-    epoch: int
-    logit_scale: float
+    epoch: int  # how many epochs were done
+    logit_scale: float  # what cosines are multiplied with: exp of the weight of that name
     layers: list[LayerLambda]
 
 
 def lambdas(
     model_or_checkpoint: nn.Module | Mapping[str, Tensor] | str | Path, variant: str | None = None
 ) -> list[LayerLambda]:
-    """The lambda of every layer with DiffCLIP's attention, the image tower's first.
+    """Return the lambda of every layer with DiffCLIP's attention, the image tower's first.
 
     Args:
-        model_or_checkpoint: an open_clip model; a state dict in open_clip's or the authors' layout; or a checkpoint
-            file, a directory or an address on the hub (``hf://owner/repo``) that ``diffclip convert`` takes.
+        model_or_checkpoint: an open_clip model, a state dict in open_clip's or the authors' layout, or what ``diffclip
+            convert`` takes: a checkpoint file, a directory, or an address on the hub (``hf://owner/repo``).
         variant: "static" (lambda_init 0.8, the default) or "dynamic" (DiffCLIP*), for weights that do not say.
 
     Raises:
-        FileNotFoundError: no such checkpoint.
+        FileNotFoundError: there is no such checkpoint.
         ConnectionError: the hub cannot be reached.
-        ValueError: no such attention: plain; version 2, whose lambda is another for each token and image (see
-            :func:`~diffclip_openclip.explain.maps.attention_maps`); an image tower without a CLIP around it; or a
-            variant that does not apply.
+        ValueError: no layer has such attention, the weights are an image tower's without a CLIP around it, or the
+            variant does not apply. Version 2 of the attention has another lambda for each token and image; see
+            :func:`~diffclip_openclip.explain.maps.attention_maps`.
     """
     if isinstance(model_or_checkpoint, nn.Module):
         if variant is not None:
@@ -89,14 +83,14 @@ def lambdas(
 
 
 def lambdas_over_training(directory: str | Path, variant: str | None = None) -> list[EpochLambdas]:
-    """The lambdas of each checkpoint that open_clip's trainer left of a run, by epoch.
+    """Return the lambdas of each checkpoint that open_clip's trainer left of a run, by epoch.
 
     Args:
         directory: the run's folder or the ``checkpoints`` in it, with ``epoch_1.pt`` and so on or ``epoch_latest.pt``.
         variant: "static" or "dynamic", for a run whose params.txt is missing or names a model that is not here.
 
     Raises:
-        FileNotFoundError: no such checkpoint there.
+        FileNotFoundError: there is no such checkpoint.
         ValueError: as :func:`lambdas`.
     """
     folder = Path(directory)
@@ -119,7 +113,7 @@ def lambdas_over_training(directory: str | Path, variant: str | None = None) -> 
 
 
 def _epoch_of(checkpoint: Path) -> int:
-    """How many epochs open_clip's trainer had done (open_clip@v3.3.0:src/open_clip_train/main.py)."""
+    """Return how many epochs open_clip's trainer had done (open_clip@v3.3.0:src/open_clip_train/main.py)."""
     read_checkpoint(checkpoint)  # which says what is wrong with a damaged or unsafe file
     content: Any = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     if "epoch" not in content:
@@ -128,7 +122,7 @@ def _epoch_of(checkpoint: Path) -> int:
 
 
 def _of_model(model: nn.Module) -> list[LayerLambda]:
-    rows = []
+    found = []
     for tower in _LAYERS:
         try:
             attention = attention_layers(model, tower)
@@ -137,12 +131,12 @@ def _of_model(model: nn.Module) -> list[LayerLambda]:
         for layer, module in enumerate(attention):
             vectors: list[Any] = [getattr(module, name, None) for name in _VECTORS]
             if isinstance(module, DifferentialAttention | timm.layers.DiffAttention) and vectors[0] is not None:
-                rows.append(_row(tower, layer, vectors, module.lambda_init))
-    return _some(rows, any("lambda_proj" in name for name, _ in model.named_parameters()))
+                found.append(_layer_lambda(tower, layer, vectors, module.lambda_init))
+    return _not_empty(found, any("lambda_proj" in name for name, _ in model.named_parameters()))
 
 
 def _of_weights(weights: Mapping[str, Tensor], lambda_inits: Mapping[str, float | str]) -> list[LayerLambda]:
-    rows = []
+    found = []
     for tower, prefix in _LAYERS.items():
         for layer in range(depth_of(weights, prefix)):
             keys = [f"{prefix}{layer}.attn.{name}" for name in _VECTORS]
@@ -150,19 +144,19 @@ def _of_weights(weights: Mapping[str, Tensor], lambda_inits: Mapping[str, float 
                 if missing := [key for key in keys if key not in weights]:
                     raise ValueError(f"the weights lack {', '.join(missing)}")
                 lambda_init = resolve_lambda_init(lambda_inits[tower], layer)
-                rows.append(_row(tower, layer, [weights[key] for key in keys], lambda_init))
-    return _some(rows, any(".attn.lambda_proj." in key for key in weights))
+                found.append(_layer_lambda(tower, layer, [weights[key] for key in keys], lambda_init))
+    return _not_empty(found, any(".attn.lambda_proj." in key for key in weights))
 
 
-def _row(tower: str, layer: int, vectors: list[Tensor], lambda_init: float) -> LayerLambda:
+def _layer_lambda(tower: str, layer: int, vectors: list[Tensor], lambda_init: float) -> LayerLambda:
     q1, k1, q2, k2 = (vector.detach().double() for vector in vectors)
     exp1, exp2 = (q1 @ k1).exp().item(), (q2 @ k2).exp().item()
     return LayerLambda(tower, layer, exp1 - exp2 + lambda_init, exp1, exp2, lambda_init)
 
 
-def _some(rows: list[LayerLambda], second_version: bool) -> list[LayerLambda]:
-    if rows:
-        return rows
+def _not_empty(found: list[LayerLambda], second_version: bool) -> list[LayerLambda]:
+    if found:
+        return found
     if second_version:
         raise ValueError(
             "version 2 of differential attention has no lambda of its own, but one for each token that it is given; "

@@ -1,7 +1,7 @@
-"""Calls of attention modules with their maps written out, for modules that compute them without keeping them.
+"""Write out the attention maps of modules that compute them without keeping them.
 
-Each function below follows the ``forward`` of the class that it is registered for, takes its arguments, and is for
-evaluation mode: dropout on the maps is left out.
+There is a function for each attention class. It follows the class's ``forward``, takes the same arguments, and is for
+evaluation mode: it leaves out dropout on the maps.
 
 Shape legend::
 
@@ -25,59 +25,58 @@ from diffclip_openclip.attention.v1 import DifferentialAttention
 from diffclip_openclip.attention.v2 import DifferentialAttentionV2
 
 
-class Explicit(NamedTuple):
-    """The maps of a call, and the module's output as a function of the map that its values are multiplied with.
+class WrittenOut(NamedTuple):
+    """Hold the maps of a call, and how the module's output follows from them."""
 
-    ``a1`` and ``a2`` are (B, h, N, N), ``lambda_`` is broadcastable to (B, h, N, 1); plain attention has ``a1`` alone.
-    ``output`` takes (B, h, N, N) and gives (B, N, C); at :func:`weighted_difference` it gives what the call gave.
-    """
-
-    a1: Tensor
-    a2: Tensor | None
-    lambda_: Tensor | None
+    a1: Tensor  # A1, or plain attention's only map, (B, h, N, N)
+    a2: Tensor | None  # A2, (B, h, N, N); None for plain attention
+    lambda_: Tensor | None  # weight of A2, broadcastable to (B, h, N, 1); None for plain attention
+    # the map that the values are multiplied with, (B, h, N, N) -> the module's output, (B, N, C); for
+    # weighted_difference(a1, a2, lambda_) it returns what the call returned
     output: Callable[[Tensor], Tensor]
 
 
 def weighted_difference(a1: Tensor, a2: Tensor | None, lambda_: Tensor | None) -> Tensor:
-    """A1 - lambda A2, in the dtype of ``a1``; ``a1`` itself for plain attention."""
+    """Return A1 - lambda A2 in the dtype of ``a1``, or ``a1`` itself for plain attention."""
     return a1 if a2 is None or lambda_ is None else a1 - lambda_.to(a1.dtype) * a2
 
 
 @singledispatch
-def explicit(attention: nn.Module, *args: Any, **kwargs: Any) -> Explicit:
-    """The call ``attention(*args, **kwargs)`` with its maps written out.
+def write_out(attention: nn.Module, *args: Any, **kwargs: Any) -> WrittenOut:
+    """Compute the maps of the call ``attention(*args, **kwargs)``.
 
     Raises:
-        ValueError: a module that :func:`is_supported` denies.
+        ValueError: the module's class is not among :data:`SUPPORTED`.
     """
     raise ValueError(f"the attention maps of {type(attention).__name__} cannot be written out; {SUPPORTED}")
 
 
 def is_supported(attention: nn.Module) -> bool:
-    """Whether :func:`explicit` knows the class whose ``forward`` the module runs; a subclass may have its own."""
-    return next(cls for cls in type(attention).__mro__ if "forward" in vars(cls)) in explicit.registry
+    """Tell whether :func:`write_out` knows the class whose ``forward`` the module runs."""
+    # a subclass may have a forward of its own, which the formula of its base would get wrong
+    return next(cls for cls in type(attention).__mro__ if "forward" in vars(cls)) in write_out.registry
 
 
-@explicit.register
+@write_out.register
 def _(
     attention: DifferentialAttention, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
-) -> Explicit:
+) -> WrittenOut:
     a1, a2 = attention.attention_maps(x, attn_mask, is_causal)
-    return Explicit(a1, a2, attention.compute_lambda(), lambda given: attention.attend_with(x, given))
+    return WrittenOut(a1, a2, attention.compute_lambda(), lambda given: attention.attend_with(x, given))
 
 
-@explicit.register
+@write_out.register
 def _(
     attention: DifferentialAttentionV2, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
-) -> Explicit:
+) -> WrittenOut:
     a1, a2 = attention.attention_maps(x, attn_mask, is_causal)
-    return Explicit(a1, a2, attention.compute_lambda(x), lambda given: attention.attend_with(x, given))
+    return WrittenOut(a1, a2, attention.compute_lambda(x), lambda given: attention.attend_with(x, given))
 
 
-@explicit.register
+@write_out.register
 def _(
     attention: timm.layers.DiffAttention, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
-) -> Explicit:
+) -> WrittenOut:
     q, k, v = attention.qkv(x).chunk(3, dim=-1)
     h = attention.num_heads
     q, k, v = attention.q_norm(_heads(q, 2 * h)), attention.k_norm(_heads(k, 2 * h)), _heads(v, h)
@@ -88,22 +87,22 @@ def _(
         out_BhNd = attention.sub_norm(given.to(v.dtype) @ v) * (1 - attention.lambda_init)
         return attention.proj(attention.norm(_joined(out_BhNd)))
 
-    return Explicit(a1, a2, lambda_, output)
+    return WrittenOut(a1, a2, lambda_, output)
 
 
-@explicit.register
+@write_out.register
 def _(
     attention: timm.layers.Attention, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
-) -> Explicit:
+) -> WrittenOut:
     q, k, v = (_heads(part, attention.num_heads) for part in attention.qkv(x).chunk(3, dim=-1))
     return _of_timm(attention, x, q, k, v, None, attn_mask, is_causal)
 
 
-@explicit.register(EvaAttention)
-@explicit.register(timm.layers.AttentionRope)
+@write_out.register(EvaAttention)
+@write_out.register(timm.layers.AttentionRope)
 def _(
     attention: Any, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
-) -> Explicit:
+) -> WrittenOut:
     parts: tuple[Tensor, ...]
     if attention.qkv is None:
         parts = (attention.q_proj(x), attention.k_proj(x), attention.v_proj(x))
@@ -125,8 +124,12 @@ def _of_timm(
     rope: Tensor | None,
     attn_mask: Tensor | None,
     is_causal: bool,
-) -> Explicit:
-    """What timm's plain attention classes have in common, from q, k and v (B, h, N, d) on; k and v may have fewer h."""
+) -> WrittenOut:
+    """Compute what timm's plain attention classes have in common, from q, k and v on.
+
+    Args:
+        q: (B, h, N, d); k and v may have fewer heads.
+    """
     q, k = attention.q_norm(q), attention.k_norm(k)
     if rope is not None:
         q, k = (_rotated(attention, part, rope).type_as(v) for part in (q, k))
@@ -145,7 +148,7 @@ def _rotated(attention: Any, x_BhNd: Tensor, rope: Tensor) -> Tensor:
     return torch.cat([prefix, apply_rot_embed_cat(patches, rope, half=attention.rotate_half)], dim=2)
 
 
-@explicit.register
+@write_out.register
 def _(
     attention: nn.MultiheadAttention,
     query: Tensor,
@@ -153,7 +156,7 @@ def _(
     value: Tensor,
     need_weights: bool = True,
     attn_mask: Tensor | None = None,
-) -> Explicit:
+) -> WrittenOut:
     weights, bias = attention.in_proj_weight.chunk(3), attention.in_proj_bias
     biases = (None, None, None) if bias is None else bias.chunk(3)
     q, k, v = (
@@ -163,8 +166,8 @@ def _(
     return _plain(q, k, v, _may_look(attn_mask, q), False, lambda out_BhNd: attention.out_proj(_joined(out_BhNd)))
 
 
-@explicit.register
-def _(attention: open_clip.transformer.Attention, x: Tensor, attn_mask: Tensor | None = None) -> Explicit:
+@write_out.register
+def _(attention: open_clip.transformer.Attention, x: Tensor, attn_mask: Tensor | None = None) -> WrittenOut:
     qkv = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
     q, k, v = (_heads(part, attention.num_heads) for part in qkv.chunk(3, dim=-1))
 
@@ -182,15 +185,24 @@ def _plain(
     attn_mask: Tensor | None,
     is_causal: bool,
     output: Callable[[Tensor], Tensor],
-) -> Explicit:
-    """Plain attention with q, k and v (B, h, N, d); ``output`` is what follows on A v."""
+) -> WrittenOut:
+    """Compute plain attention.
+
+    Args:
+        q: (B, h, N, d), as k and v.
+        output: what the module does with A v, (B, h, N, d), to make its output, (B, N, C).
+    """
     B, h, N, _ = q.shape
     a1_BhNN = attention_map(q, k, attention_bias(attn_mask, is_causal, B, h, N, q.dtype, q.device))
-    return Explicit(a1_BhNN, None, None, lambda given: output(given.to(v.dtype) @ v))
+    return WrittenOut(a1_BhNN, None, None, lambda given: output(given.to(v.dtype) @ v))
 
 
 def _may_look(attn_mask: Tensor | None, q_BhNd: Tensor) -> Tensor | None:
-    """torch's and open_clip's mask as timm's: True where a query may look, not where it may not; heads on their own."""
+    """Turn a mask of torch or open_clip into one of timm.
+
+    A boolean one is True there where a query may not look, in timm where it may. Masks of single heads, (B h, N, N),
+    become (B, h, N, N).
+    """
     if attn_mask is None:
         return None
     B, h, N, _ = q_BhNd.shape
@@ -207,5 +219,5 @@ def _joined(x_BhNd: Tensor) -> Tensor:
 
 
 SUPPORTED = "supported are " + ", ".join(
-    f"{cls.__module__.split('.')[0]}'s {cls.__name__}" for cls in explicit.registry if cls is not object
+    f"{cls.__module__.split('.')[0]}'s {cls.__name__}" for cls in write_out.registry if cls is not object
 )

@@ -15,7 +15,7 @@ from support.golden_model import facts_of, golden_model, reference_state_dict
 from diffclip_openclip import to_reference
 from diffclip_openclip.attention.v1 import dynamic_lambda_init
 from diffclip_openclip.explain.lambda_report import show_lambdas
-from diffclip_openclip.explain.lambdas import LayerLambda, lambdas, lambdas_over_training
+from diffclip_openclip.explain.lambda_values import LayerLambda, lambdas, lambdas_over_training
 from diffclip_openclip.weights import convert
 
 GOLDEN = ("tiny_static", "tiny_dynamic")

@@ -1,4 +1,6 @@
-"""Images of two known objects on a photograph, with the masks of both: to measure attention inside an object on.
+"""Compose images of two known objects on a photograph, with the masks of both.
+
+attention_score.py measures on them how much of a text's relevance lies inside the object that it names.
 
 Shape legend: H x W pixels.
 """
@@ -22,7 +24,7 @@ _SPECK = 16  # smallest piece of an object, in pixels
 _AREA = (0.2, 0.75)  # shares of its square that an object may fill: less is mostly edge, more has no outline
 _DRAWS = 1000  # before names are held to be all alike
 
-# photographs in scikit-image's wheel, all in the public domain or CC0, and what they show
+# name of a photograph in scikit-image's wheel, all in the public domain or CC0 -> what it shows
 PHOTOGRAPHS = {
     "astronaut": "woman person face astronaut space suit flag shuttle rocket smiling hair",
     "brick": "brick wall",
@@ -36,25 +38,25 @@ PHOTOGRAPHS = {
 
 
 class CutOut(NamedTuple):
-    """An object without its ground: ``pixels`` (H, W, 3), True in ``mask`` (H, W) where they are its own."""
+    """Hold an object and where its ground begins."""
 
     name: str
-    pixels: np.ndarray[Any, np.dtype[np.uint8]]
-    mask: Mask
+    pixels: np.ndarray[Any, np.dtype[np.uint8]]  # (H, W, 3)
+    mask: Mask  # True where the pixels are the object's own, (H, W)
 
 
 class Pair(NamedTuple):
-    """``image`` shows two objects; ``masks`` (2, H, W) say where, ``names`` what they are."""
+    """Hold an image of two objects."""
 
     image: Image.Image
-    masks: Mask
+    masks: Mask  # where each object is, (2, H, W)
     names: tuple[str, str]
 
 
 def cut_out(name: str, image: Image.Image) -> CutOut:
-    """The object on white in ``image``: what a flood of white from the border does not reach, less its outermost pixel.
+    """Cut the object out of its white ground: it is what a flood of white from the border does not reach.
 
-    That pixel is blended with white and would show as a fringe.
+    Its outermost pixel is left out, as it is blended with white and would show as a fringe.
     """
     from skimage.morphology import disk, erosion, remove_small_objects
     from skimage.segmentation import flood
@@ -66,15 +68,15 @@ def cut_out(name: str, image: Image.Image) -> CutOut:
 
 
 def read_cut_outs(directory: Path) -> list[CutOut]:
-    """The objects of a classification set on white ground, in clip_benchmark's webdataset layout.
+    """Cut out the objects of a classification set on white ground, in clip_benchmark's webdataset layout.
 
-    Left out are those that fill less than 20 % or more than 75 % of their square.
+    Objects that fill less than 20 % or more than 75 % of their square are left out.
 
     Raises:
         FileNotFoundError: the directory lacks ``classnames.txt`` or ``test/0.tar``.
         ImportError: scikit-image is not installed.
     """
-    require("cutting objects out", "explain", "skimage")
+    require("cutting objects out", "benchmarks", "skimage")
     for path in (directory / "classnames.txt", directory / "test" / "0.tar"):
         if not path.is_file():
             raise FileNotFoundError(f"there is no {path}; give a classification set in clip_benchmark's layout")
@@ -91,19 +93,19 @@ def read_cut_outs(directory: Path) -> list[CutOut]:
 
 
 def photographs() -> dict[str, Image.Image]:
-    """The photographs of :data:`PHOTOGRAPHS`, by what they show.
+    """Return the photographs of :data:`PHOTOGRAPHS` by what they show.
 
     Raises:
         ImportError: scikit-image is not installed.
     """
-    require("composing images", "explain", "skimage")
+    require("composing images", "benchmarks", "skimage")
     from skimage import data
 
     return {shows: Image.fromarray(getattr(data, name)()).convert("RGB") for name, shows in PHOTOGRAPHS.items()}
 
 
 def compose(cut_outs: Sequence[CutOut], grounds: dict[str, Image.Image], num_images: int, seed: int = 0) -> list[Pair]:
-    """``num_images`` images of two objects, each in a quadrant of its own, on a part of a photograph.
+    """Compose images of two objects, each in a quadrant of its own, on a part of a photograph.
 
     The names share no word with each other or with what the photograph shows. The same seed gives the same images.
 
@@ -111,7 +113,7 @@ def compose(cut_outs: Sequence[CutOut], grounds: dict[str, Image.Image], num_ima
         grounds: photographs by what they show.
 
     Raises:
-        ValueError: no two names go together.
+        ValueError: all names have a word in common with each other or with what a photograph shows.
     """
     rng = np.random.default_rng(seed)
     shown = list(grounds)

@@ -1,24 +1,32 @@
-"""Attention inside the object: composed images, the scores of a map, their statistics, and what a model gets."""
+"""The attention score: of a map, its statistics, and what models get."""
 
 import json
 import runpy
 import sys
-import tarfile
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+from attention_score import (
+    SCORES,
+    as_markdown,
+    attention_score,
+    chance,
+    score_map,
+    score_model,
+    shuffle_weights,
+    summarize,
+)
+from composed_images import SIDE, Pair, compose
 from PIL import Image
-from support.common import EMOJI, REPOSITORY
+from support.common import REPOSITORY
+from support.discs import DISCS, GREY, HUES, QUADRANTS, needs_skimage
 
 from diffclip_openclip import DifferentialAttention
-from diffclip_openclip.explain.composed import SIDE, CutOut, Pair, compose, cut_out, photographs, read_cut_outs
-from diffclip_openclip.explain.score import SCORES, attention_score, chance, score_map, score_model, shuffle_weights
-from diffclip_openclip.explain.score_table import as_markdown, summarize
 from diffclip_openclip.weights.loading import LoadedModel
 
-QUADRANTS = [np.s_[:64, :64], np.s_[:64, 64:], np.s_[64:, :64], np.s_[64:, 64:]]
+# the scores of one map
 
 
 def _square(top, left, side, size=4):
@@ -27,7 +35,10 @@ def _square(top, left, side, size=4):
     return mask
 
 
-# the scores of one map
+def _square(top, left, side, size=4):
+    mask = torch.zeros(size, size, dtype=torch.bool)
+    mask[top : top + side, left : left + side] = True
+    return mask
 
 
 def test_relevance_that_is_the_mask_scores_one():
@@ -94,9 +105,6 @@ def test_gradient_times_map_sums_to_zero_behind_a_norm():
     assert product.sum(-1).abs().max() < 1e-12
 
 
-# statistics
-
-
 def test_differences_are_paired():
     rng = np.random.default_rng(0)
     base = rng.random((1, 200, 1))
@@ -130,137 +138,6 @@ def test_table_is_in_per_cent_by_score():
     ]
 
 
-# composed images
-
-needs_skimage = pytest.mark.skipif(
-    "not __import__('importlib').util.find_spec('skimage')", reason="needs scikit-image: the explain extra"
-)
-
-
-def _disc_cut_out(name, colour, radius=20):
-    y, x = np.mgrid[:64, :64]
-    mask = (y - 32) ** 2 + (x - 32) ** 2 < radius**2
-    pixels = np.full((64, 64, 3), 255, dtype=np.uint8)
-    pixels[mask] = colour
-    return CutOut(name, pixels, mask)
-
-
-CUT_OUTS = [_disc_cut_out(name, colour) for name, colour in (("red ball", (255, 0, 0)), ("blue ball", (0, 0, 255)))]
-CUT_OUTS += [_disc_cut_out("green box", (0, 255, 0)), _disc_cut_out("violet box", (99, 0, 99))]
-GREY = {"gravel": Image.new("RGB", (300, 200), (120, 130, 140))}
-
-
-def test_composed_images_show_what_their_masks_say():
-    colours = {cut.name: cut.pixels[32, 32] for cut in CUT_OUTS}
-    places = set()
-    for pair in compose(CUT_OUTS, GREY, 40):
-        pixels = np.asarray(pair.image)
-        first, second = pair.masks
-        assert pixels.shape == (SIDE, SIDE, 3)
-        assert (pixels[first] == colours[pair.names[0]]).all()
-        assert (pixels[second] == colours[pair.names[1]]).all()
-        assert (pixels[~first & ~second] == (120, 130, 140)).all()
-        quadrants = [[i for i, part in enumerate(QUADRANTS) if mask[part].any()] for mask in pair.masks]
-        assert [len(found) for found in quadrants] == [1, 1]
-        assert quadrants[0] != quadrants[1]
-        assert first.sum() == second.sum() == CUT_OUTS[0].mask.sum()
-        places.add((*quadrants[0], *quadrants[1]))
-    assert len(places) > 6
-
-
-def test_names_share_no_word():
-    names = {frozenset(pair.names) for pair in compose(CUT_OUTS, GREY, 60)}
-    colours = (("red ball", "green box"), ("red ball", "violet box"), ("blue ball", "green box"))
-    assert names == {*map(frozenset, colours), frozenset(("blue ball", "violet box"))}
-    [on_box] = {frozenset(p.names) for p in compose(CUT_OUTS[:1] + CUT_OUTS[2:], {"a green thing": GREY["gravel"]}, 20)}
-    assert on_box == {"red ball", "violet box"}
-    with pytest.raises(ValueError, match="no two of 2 objects have names without a word in common"):
-        compose(CUT_OUTS[:2], GREY, 1)
-
-
-def test_seed_decides_everything():
-    def pixels(seed):
-        grounds = {"noise": Image.fromarray(np.random.default_rng(9).integers(0, 256, (90, 140, 3), dtype=np.uint8))}
-        return [
-            (pair.names, pair.image.tobytes(), pair.masks.tobytes()) for pair in compose(CUT_OUTS, grounds, 6, seed)
-        ]
-
-    assert pixels(1) == pixels(1)
-    assert pixels(1) != pixels(2)
-
-
-@needs_skimage
-def test_flood_from_the_border_finds_the_object():
-    pixels = np.full((64, 64, 3), 250, dtype=np.uint8)  # not quite white
-    pixels[10:40, 20:60] = (200, 30, 30)
-    pixels[20:25, 30:35] = 255  # a white eye belongs to the object
-    pixels[50:54, 5:9] = 0  # a speck
-    expected = np.zeros((64, 64), dtype=bool)
-    expected[11:39, 21:59] = True  # less the outermost pixel
-    found = cut_out("thing", Image.fromarray(pixels))
-    assert (found.mask == expected).all()
-    assert (found.pixels == pixels).all()
-
-
-@needs_skimage
-def test_emoji_are_cut_out():
-    directory = EMOJI / "eval" / "heldout-concepts"
-    cut_outs = read_cut_outs(directory)
-    names = (directory / "classnames.txt").read_text().splitlines()
-    with tarfile.open(directory / "test" / "0.tar") as tar:
-        total = sum(member.name.endswith(".cls") for member in tar)
-    assert 0.7 * total < len(cut_outs) < total
-    for cut in cut_outs:
-        assert cut.name in names
-        assert 0.2 <= cut.mask.mean() <= 0.75
-        assert cut.pixels.shape == (*cut.mask.shape, 3) == (64, 64, 3)
-    # the ground is white: nothing dark is left outside but the one pixel that is cut off
-    dark = sum((cut.pixels.min(axis=-1) < 128) & ~cut.mask for cut in cut_outs).mean() / len(cut_outs)
-    assert dark < 0.05
-
-
-def test_directory_without_a_data_set_is_refused(tmp_path):
-    pytest.importorskip("skimage", reason="the explain extra")
-    with pytest.raises(FileNotFoundError, match=r"classnames\.txt; give a classification set"):
-        read_cut_outs(tmp_path)
-
-
-@needs_skimage
-def test_photographs_ship_with_scikit_image():
-    found = photographs()
-    assert len(found) == 8
-    for shows, image in found.items():
-        assert image.mode == "RGB"
-        assert min(image.size) >= 300, shows
-
-
-def test_missing_scikit_image_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "skimage", None)
-    with pytest.raises(ImportError, match=r"pip install 'diffclip-openclip\[explain\]'"):
-        photographs()
-    with pytest.raises(ImportError, match=r"pip install 'diffclip-openclip\[explain\]'"):
-        read_cut_outs(EMOJI / "eval" / "heldout-concepts")
-
-
-# models
-
-HUES = {
-    "red": (255, 0, 0),
-    "orange": (255, 128, 0),
-    "yellow": (255, 255, 0),
-    "green": (0, 128, 0),
-    "cyan": (0, 255, 255),
-    "blue": (0, 0, 255),
-    "purple": (96, 0, 160),
-    "magenta": (255, 0, 255),
-    "white": (255, 255, 255),
-    "black": (0, 0, 0),
-    "brown": (110, 60, 10),
-    "lime": (128, 255, 0),
-}
-DISCS = [_disc_cut_out(name, colour, 28) for name, colour in HUES.items()]
-
-
 @pytest.fixture(scope="module")
 def trained():
     """A DiffCLIP that has learnt in seconds which of twelve colours a disc has, from single discs on grey."""
@@ -289,8 +166,8 @@ def trained():
 @pytest.mark.parametrize("method", ["chefer", "gradcam"])
 def test_trained_weights_have_the_score_and_shuffled_ones_lose_it(trained, method):
     pairs = compose(DISCS, GREY, 40, seed=1)
-    own = score_model(trained, pairs, method)[None]
-    shuffled = np.stack([score_model(shuffle_weights(trained, seed), pairs, method) for seed in range(3)])
+    own = score_model(trained, pairs, method=method)[None]
+    shuffled = np.stack([score_model(shuffle_weights(trained, seed), pairs, method=method) for seed in range(3)])
     rows = {(row.model, row.score): row for row in summarize({"own": own, "shuffled": shuffled}, chance(pairs))}
     within = rows["own", "within pair"]
     assert within.value.low > 0.55
@@ -305,7 +182,7 @@ def test_trained_weights_have_the_score_and_shuffled_ones_lose_it(trained, metho
 
 
 def test_a_method_that_knows_no_text_is_at_chance(trained):
-    scores = score_model(trained, compose(DISCS, GREY, 3, seed=2), "rollout")
+    scores = score_model(trained, compose(DISCS, GREY, 3, seed=2), method="rollout")
     assert scores.shape == (3, len(SCORES))
     assert scores[:, SCORES.index("within pair")] == pytest.approx(0.5)
 

@@ -11,10 +11,8 @@ from support.explain_models import IMAGE_KINDS, TEXT_KINDS, TIMM, clip, hooks_of
 from support.golden_model import golden_model, inputs, load
 from torch import nn
 
-from diffclip_openclip.explain.explicit import explicit, is_supported, weighted_difference
-from diffclip_openclip.explain.maps import LayerMaps, attention_maps
-from diffclip_openclip.explain.recording import recorded
-from diffclip_openclip.explain.towers import attention_layers, tokens_of
+from diffclip_openclip.explain.attention_formulas import is_supported, weighted_difference, write_out
+from diffclip_openclip.explain.maps import LayerMaps, attention_layers, attention_maps, recorded, tokens_of
 
 # timm's classes that keep their map for a moment, before its dropout, if they are not fused
 KEEPS_ITS_MAP = [kind for kind in TIMM if kind not in ("v1", "v2")]
@@ -38,7 +36,7 @@ def test_maps_make_the_outputs_of_the_modules(tower, build, kinds):
     with torch.no_grad(), recorded(model, attention) as calls:
         _encode(model, tower)
         for module in attention:
-            written_out = explicit(module, *calls[module].args, **calls[module].kwargs)
+            written_out = write_out(module, *calls[module].args, **calls[module].kwargs)
             output = written_out.output(weighted_difference(*written_out[:3]))
             torch.testing.assert_close(output, calls[module].output, rtol=1e-12, atol=1e-12)
 
@@ -107,9 +105,9 @@ def test_torch_and_open_clip_hide_where_a_mask_is_true():
         module = module.double().eval()
         for mask in (hidden, for_heads):
             if mask is hidden or isinstance(module, nn.MultiheadAttention):
-                a1 = explicit(module, *args, attn_mask=mask).a1
+                a1 = write_out(module, *args, attn_mask=mask).a1
                 assert torch.equal(a1 > 0, ~hidden.expand(2, 2, 3, 3))
-        written_out = explicit(module, *args, attn_mask=hidden)
+        written_out = write_out(module, *args, attn_mask=hidden)
         output = module(*args, attn_mask=hidden)
         output = output[0] if isinstance(output, tuple) else output
         torch.testing.assert_close(written_out.output(written_out.a1), output, rtol=1e-12, atol=1e-12)
@@ -140,7 +138,7 @@ def test_other_attention_of_timm(module, arguments, masked):
     added = torch.zeros(5, 5, dtype=torch.float64).masked_fill(~may_look, -torch.inf)
     kwargs = {"bool": {"attn_mask": may_look}, "float": {"attn_mask": added}, "causal": {"is_causal": True}}
     kwargs = kwargs.get(masked, {})
-    written_out = explicit(attention, x, **kwargs)
+    written_out = write_out(attention, x, **kwargs)
     assert written_out.a1.shape == (2, 4, 5, 5)
     output = written_out.output(weighted_difference(*written_out[:3]))
     torch.testing.assert_close(output, attention(x, **kwargs), rtol=1e-12, atol=1e-12)
@@ -328,6 +326,6 @@ def test_unknown_attention_is_refused_rather_than_guessed():
         attention_maps(model, images())
     assert not is_supported(_Scaled(32, 4))
     with pytest.raises(ValueError, match="attention maps of Linear cannot be written out"):
-        explicit(nn.Linear(2, 2))
+        write_out(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"image tower of VisionTransformer \(missing\)"):
         attention_maps(timm.create_model("vit_nano_patch12_diffclip_48"), torch.zeros(1, 3, 48, 48))

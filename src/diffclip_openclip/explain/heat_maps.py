@@ -1,4 +1,4 @@
-"""Heat maps of what in an image a CLIP's image tower used, for a text or as such.
+"""Compute heat maps of what a CLIP's image tower used in an image, for a text or as such.
 
 Source of "chefer", the method of DiffCLIP's Figure 2: Transformer-MM-Explainability (arXiv 2103.15679),
 hila-chefer/Transformer-MM-Explainability@58eaea8:CLIP_explainability.ipynb. There the maps' gradients come from a copy
@@ -18,34 +18,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffclip_openclip.explain.explicit import explicit, weighted_difference
-from diffclip_openclip.explain.maps import layer_index
-from diffclip_openclip.explain.recording import Call, recorded
-from diffclip_openclip.explain.towers import Tokens, attention_layers, check_inputs, tokens_of
+from diffclip_openclip.explain.attention_formulas import weighted_difference, write_out
+from diffclip_openclip.explain.maps import (
+    RecordedCall,
+    Tokens,
+    attention_layers,
+    check_inputs,
+    layer_index,
+    recorded,
+    tokens_of,
+)
 
 
 class Relevance(NamedTuple):
-    """``maps`` (B, T, h, w), not negative, one value a patch; ``similarity`` (B, T), cosines of images and texts.
+    """Hold what :func:`relevance` found, in float32, or in float64 for a model in float64."""
 
-    Both are float32, or float64 for a model in float64.
-    """
-
-    maps: Tensor
-    similarity: Tensor
+    maps: Tensor  # relevance of each patch, not negative, (B, T, h, w) with h x w the grid of patches
+    similarity: Tensor  # cosines of images and texts, (B, T)
 
 
-class _Pass(NamedTuple):
-    """A forward pass of images: the recorded layers' calls in order, and the logits (B, T)."""
+class _ForwardPass(NamedTuple):
+    """Hold a forward pass of images."""
 
-    calls: list[tuple[nn.Module, Call]]
-    logits: Tensor
+    calls: list[tuple[nn.Module, RecordedCall]]  # of the layers that count, from the first to the last
+    logits: Tensor  # (B, T)
     tokens: Tokens
 
 
 def relevance(
     model: Any, image: Tensor, texts: Tensor, method: str = "chefer", start_layer: int | None = None
 ) -> Relevance:
-    """What in each image speaks for each text; the model is left as it was.
+    """Compute what in each image speaks for each text; the model is left as it was.
 
     "chefer": R = I, then R <- R + mean_h(max(dl/dA * A, 0)) R in each layer from ``start_layer`` on, where l is the
     logit of image and text and A is the layer's map, A1 - lambda A2 in differential attention (the authors' own choice
@@ -53,8 +56,8 @@ def relevance(
     averages tokens.
 
     "rollout" (arXiv 2005.00928): the product of the layers' (A + I) / 2, A being the mean of the heads' maps. It knows
-    no text: all T maps are the same. It is about shares, so in differential attention each head's negative entries
-    count as 0, and the rows of their mean are divided by their sums.
+    no text: all T maps are the same. Rows of A are shares there, so in differential attention negative entries of each
+    head count as 0, and each row of their mean is divided by its sum.
 
     "gradcam" (arXiv 1610.02391): max(sum_c w_c x_c, 0) of each patch, where x is what the last block's attention reads,
     and w the mean of dl/dx over the patches. Behind the last block, patches have no gradient if the class token alone
@@ -69,8 +72,9 @@ def relevance(
             source, and the first for "rollout"; "gradcam" has none.
 
     Raises:
-        ValueError: an unknown method or layer, tensors of another shape, an image tower without known attention
-            modules, or, but for "gradcam", one that pools its tokens by other means than a class token or their mean.
+        ValueError: the method or layer is unknown, a tensor has another shape, or the image tower has no known
+            attention modules. Likewise, except for "gradcam", if it pools its tokens neither by a class token nor by
+            their mean.
     """
     check_inputs(image, texts)
     attention = attention_layers(model, "image")
@@ -90,17 +94,21 @@ def relevance(
             image = image.detach().clone().requires_grad_()
             cosine_BT = F.normalize(model.encode_image(image), dim=-1) @ text_TE.t()
             logits_BT = cosine_BT * model.logit_scale.detach().exp()
-            passed = _Pass([(module, calls[module]) for module in attention], logits_BT, tokens)
+            passed = _ForwardPass([(module, calls[module]) for module in attention], logits_BT, tokens)
             maps_BTP = _METHODS[method](passed)
     dtype = _precise(cosine_BT)
     return Relevance(maps_BTP.unflatten(-1, tokens.grid).detach().to(dtype), cosine_BT.detach().to(dtype))
 
 
 def upsample(maps: Tensor, size: int | tuple[int, int]) -> Tensor:
-    """Heat maps (B, T, h, w) in pixels, (B, T, H, W), bilinear, each stretched to [0, 1]; a constant one becomes 0.
+    """Interpolate heat maps bilinearly to pixels and stretch each to [0, 1]; a constant one becomes 0.
 
     Args:
+        maps: (B, T, h, w).
         size: (H, W), or one number for both.
+
+    Returns:
+        (B, T, H, W).
     """
     # asked before interpolation, whose rounding a constant map would be stretched to
     constant = maps.amax((-2, -1), keepdim=True) == maps.amin((-2, -1), keepdim=True)
@@ -119,7 +127,7 @@ def _first_layer(method: str, start_layer: int | None, depth: int) -> int:
     return layer_index(start_layer, depth, "image")
 
 
-def _chefer(passed: _Pass) -> Tensor:
+def _chefer(passed: _ForwardPass) -> Tensor:
     outputs = [call.output for _, call in passed.calls]
     written_out = [_with_gradient(*call) for call in passed.calls]
     maps = []
@@ -136,19 +144,19 @@ def _chefer(passed: _Pass) -> Tensor:
     return torch.stack(maps, dim=1)
 
 
-def _with_gradient(module: nn.Module, call: Call) -> tuple[Tensor, Tensor]:
-    """The map of a call as a leaf (B, h, N, N), and the call's output as computed from it."""
+def _with_gradient(module: nn.Module, call: RecordedCall) -> tuple[Tensor, Tensor]:
+    """Return the map of a call as a leaf, (B, h, N, N), and the call's output as computed from it."""
     with torch.no_grad():
-        written_out = explicit(module, *call.args, **call.kwargs)
+        written_out = write_out(module, *call.args, **call.kwargs)
         map_BhNN = weighted_difference(*written_out[:3])
     map_BhNN.requires_grad_()
     return map_BhNN, written_out.output(map_BhNN)
 
 
-def _rollout(passed: _Pass) -> Tensor:
+def _rollout(passed: _ForwardPass) -> Tensor:
     row_B1N = _readout(passed)
     for module, call in reversed(passed.calls):
-        map_BhNN = weighted_difference(*explicit(module, *call.args, **call.kwargs)[:3]).to(row_B1N.dtype)
+        map_BhNN = weighted_difference(*write_out(module, *call.args, **call.kwargs)[:3]).to(row_B1N.dtype)
         shares_BNN = _rows_to_one(map_BhNN.clamp(min=0).mean(1))
         identity = torch.eye(shares_BNN.shape[-1], dtype=shares_BNN.dtype, device=shares_BNN.device)
         row_B1N = row_B1N @ _rows_to_one((shares_BNN + identity) / 2)
@@ -157,11 +165,11 @@ def _rollout(passed: _Pass) -> Tensor:
 
 
 def _rows_to_one(shares_BNN: Tensor) -> Tensor:
-    """Rows divided by their sum; a row of zeros, where a query looks nowhere, stays."""
+    """Divide each row by its sum; a row of zeros, where a query looks nowhere, stays."""
     return shares_BNN / shares_BNN.sum(-1, keepdim=True).clamp(min=torch.finfo(shares_BNN.dtype).tiny)
 
 
-def _gradcam(passed: _Pass) -> Tensor:
+def _gradcam(passed: _ForwardPass) -> Tensor:
     [(_, call)] = passed.calls
     tokens_BNC = call.args[0]
     dtype = _precise(tokens_BNC)
@@ -174,8 +182,8 @@ def _gradcam(passed: _Pass) -> Tensor:
     return torch.stack(maps, dim=1)
 
 
-def _readout(passed: _Pass) -> Tensor:
-    """The weights (B, 1, N) with which the tower's output reads the last layer's tokens."""
+def _readout(passed: _ForwardPass) -> Tensor:
+    """Return the weights with which the tower's output reads the last layer's tokens, (B, 1, N)."""
     output_BNC = passed.calls[-1][1].output
     row_B1N = output_BNC.new_zeros((len(output_BNC), 1, output_BNC.shape[1]), dtype=_precise(output_BNC))
     row_B1N[..., passed.tokens.pooled] = 1.0
@@ -186,4 +194,4 @@ def _precise(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-_METHODS: dict[str, Callable[[_Pass], Tensor]] = {"chefer": _chefer, "rollout": _rollout, "gradcam": _gradcam}
+_METHODS: dict[str, Callable[[_ForwardPass], Tensor]] = {"chefer": _chefer, "rollout": _rollout, "gradcam": _gradcam}

@@ -24,8 +24,7 @@ from support.explain_models import (
 from torch import nn
 
 from diffclip_openclip.attention.cpu import fits_in_cache
-from diffclip_openclip.explain.maps import attention_maps
-from diffclip_openclip.explain.relevance import relevance, upsample
+from diffclip_openclip.explain import attention_maps, relevance, upsample
 from diffclip_openclip.towers.timm_vit import TimmDifferentialAttention, TimmDifferentialAttentionV2
 
 METHODS = ("chefer", "rollout", "gradcam")

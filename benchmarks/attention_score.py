@@ -1,4 +1,4 @@
-"""Does a text's relevance lie in what it names?  python benchmarks/attention_score.py --model NAME,CHECKPOINT
+"""Measure if a text's relevance lies in what it names:  python benchmarks/attention_score.py --model NAME,CHECKPOINT
 
 Emoji cut out of their white ground are put in pairs on photographs (or on white, as they were trained on). Both are
 asked for by name in turn, so a map that knows no text gives "within pair" exactly 1/2, whatever it prefers. The

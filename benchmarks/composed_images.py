@@ -38,7 +38,7 @@ PHOTOGRAPHS = {
 
 
 class CutOut(NamedTuple):
-    """Hold an object and where its ground begins."""
+    """Hold an object that was cut out of an image."""
 
     name: str
     pixels: np.ndarray[Any, np.dtype[np.uint8]]  # (H, W, 3)

@@ -25,7 +25,7 @@ _DISPLAY = 384  # pixels of a view's shorter side, at least
 
 
 def read_image(path: Path) -> Image.Image:
-    """Read an image upright (EXIF) and as :func:`~diffclip_openclip.data.rgb.to_rgb`; of an animation the first frame.
+    """Read an image file: upright (EXIF), in RGB as for evaluation, and the first frame of an animation.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -90,13 +90,13 @@ class ImageMaps:
 
     @property
     def read_out(self) -> range:
-        """The tokens that the tower's output reads: the class token, or those that it averages; all if unknown."""
+        """Return the tokens that the tower's output reads: the class token, or those averaged; all if unknown."""
         num_tokens = self.layers[0].a1.shape[-1]
         return range(*(self.tokens.pooled or slice(None)).indices(num_tokens))
 
     @property
     def differential(self) -> bool:
-        """Whether every layer has two maps."""
+        """Tell whether every layer has two maps."""
         return all(layer.a2 is not None for layer in self.layers)
 
     def patches(self, row_hN: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Return the attention maps of any layer of either tower of a model.
+"""Compute the attention maps of any layer of either tower of a model.
 
 Three steps: find a tower's attention modules, record their calls in a forward pass, and write the maps of these calls
 out. Heat maps use the same steps.
@@ -41,7 +41,7 @@ class LayerMaps:
 
     @property
     def attention(self) -> Tensor:
-        """The map that the values are multiplied with, (B, h, N, N): A1 - lambda A2, or plain attention's map."""
+        """Return what the values are multiplied with, (B, h, N, N): A1 - lambda A2, or plain attention's map."""
         return weighted_difference(self.a1, self.a2, self.lambda_)
 
 

@@ -25,7 +25,7 @@ class Entry:
 
     @property
     def title(self) -> str:
-        """The name in running text: with the pretraining, for a row of the paper."""
+        """Return the name for running text: a row of the paper has its pretraining in it."""
         return self.name if self.is_ours else f"{self.pretraining} {self.name}"
 
     def difference(self, key: str) -> float | None:

@@ -31,7 +31,7 @@ class Panel:
 
     @property
     def is_ours(self) -> bool:
-        """Whether it shows models of ours; no panel mixes them with the paper's."""
+        """Tell whether it shows models of ours; no panel mixes them with the paper's."""
         return self.entries[0].is_ours
 
 
@@ -47,7 +47,7 @@ class Figure:
 
 
 def make_figures(paper: Mapping[str, Entry], ours: Sequence[Entry]) -> list[Figure]:
-    """Return all figures.
+    """Choose the entries of all figures.
 
     A model of ours stands in the figures of one pretraining: its counterpart's in the paper, or else its baseline's.
     Without either it stands in all figures.

@@ -23,7 +23,7 @@ class Column:
 
     @property
     def full_title(self) -> str:
-        """The title with the group's."""
+        """Return the title with the group's."""
         return f"{self.group}: {self.title}" if self.group else self.title
 
 
@@ -48,7 +48,7 @@ class Layout:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The keys of all scores in it."""
+        """Return the keys of all scores in it."""
         return tuple(column.key for block in self.blocks for column in block.columns)
 
 

@@ -62,7 +62,7 @@ class Model:
 
     @property
     def scores(self) -> dict[str, Score]:
-        """The scores of all results, and the means whose members are all there."""
+        """Return the scores of all results, and the means whose members are all there."""
         return with_means({key: score for result in self.results for key, score in result.scores.items()}, False)
 
     def is_set_as(self, other: "Model") -> bool:

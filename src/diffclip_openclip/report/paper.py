@@ -75,7 +75,7 @@ def with_means(scores: Mapping[str, Score], derived: bool) -> dict[str, Score]:
 
 @dataclass(frozen=True)
 class PaperRow:
-    """Hold what the paper reports of one model."""
+    """Hold what the paper reports of one model with one pretraining."""
 
     pretraining: str  # CC3M or CC12M
     model: str  # CLIP, DiffCLIP, DiffCLIP* or DiffCLIP†
@@ -83,6 +83,7 @@ class PaperRow:
 
     @property
     def name(self) -> str:
+        """Return the row's name, as in ``CC12M/DiffCLIP``."""
         return f"{self.pretraining}/{self.model}"
 
 

@@ -40,7 +40,7 @@ class Table:
 
     @property
     def lines(self) -> Iterator[TextLine]:
-        """The lines, with the blocks' titles among them."""
+        """Yield the lines, with the blocks' titles among them."""
         count = len(self.layout.blocks[0].columns)
         for title, rows in groupby(self.rows, key=lambda row: row.block.title):
             if title:

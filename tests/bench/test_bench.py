@@ -1,4 +1,4 @@
-"""``diffclip bench``: what it writes and refuses. No timing is asserted."""
+"""``diffclip bench`` writes figures and a plot, and refuses bad input; no timing is asserted."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The attention score: of a map, its statistics, and what models get."""
+"""The attention score measures where a map lies, with intervals, and models that learnt something have it."""
 
 import json
 import runpy
@@ -92,7 +92,7 @@ def test_chance_is_the_score_of_an_even_map():
 
 
 def test_gradient_times_map_sums_to_zero_behind_a_norm():
-    """Why "chefer" does not compare DiffCLIP with CLIP like for like."""
+    """Show why "chefer" does not compare DiffCLIP with CLIP like for like."""
     torch.manual_seed(0)
     attention = DifferentialAttention(16, 4).double()
     attention.sub_norm.eps = 0.0  # with it the sum is only nearly zero
@@ -140,7 +140,7 @@ def test_table_is_in_per_cent_by_score():
 
 @pytest.fixture(scope="module")
 def trained():
-    """A DiffCLIP that has learnt in seconds which of twelve colours a disc has, from single discs on grey."""
+    """Train a DiffCLIP that has learnt in seconds which of twelve colours a disc has, from single discs on grey."""
     torch.manual_seed(0)
     model, _, preprocess = open_clip.create_model_and_transforms("DiffCLIP-nano")
     tokenizer = open_clip.get_tokenizer("DiffCLIP-nano")

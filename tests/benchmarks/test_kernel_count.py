@@ -1,4 +1,4 @@
-"""What an accelerator's forward pass runs, counted in passes of tensors that hold no data."""
+"""An accelerator's forward pass runs no kernel too many, counted in passes of tensors that hold no data."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ print(json.dumps([differential.calls - plain.calls, differential.bytes - plain.b
 
 @simulates_cuda
 def test_accelerators_run_no_kernels_over_heads_but_these(tmp_path):
-    """Counted in a pass of CUDA tensors without data, under autocast: no copy, nothing in float32."""
+    """Count them in a pass of CUDA tensors without data, under autocast: no copy, nothing in float32."""
     printed = run_host([sys.executable, "-c", COUNT, str(REPOSITORY / "benchmarks")], tmp_path).stdout
     calls, size = json.loads(printed.splitlines()[-1])
     layers, heads = 4, 2 * 17 * 128 * 2  # batch, tokens, C, bytes

@@ -1,4 +1,4 @@
-"""Checkpoints, a photo, and what models attend to in it, for several files."""
+"""Make checkpoints, a photo, and what models attend to in it, for several files."""
 
 import numpy as np
 import open_clip
@@ -13,7 +13,7 @@ from diffclip_openclip.weights.loading import load_model
 
 @pytest.fixture(scope="session")
 def specs(tmp_path_factory) -> dict[str, str]:
-    """NAME,CHECKPOINT of small models with random weights."""
+    """Write small models with random weights; by name their NAME,CHECKPOINT."""
     folder = tmp_path_factory.mktemp("checkpoints")
     found = {}
     for name in MODELS:
@@ -25,7 +25,7 @@ def specs(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def photo(tmp_path_factory):
-    """An image that is wider than high, with something in it."""
+    """Write an image that is wider than high, with something in it."""
     pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 3), dtype=np.uint8)
     path = tmp_path_factory.mktemp("images") / "photo.png"
     Image.fromarray(pixels).resize((160, 100), Image.Resampling.BICUBIC).save(path)
@@ -33,8 +33,8 @@ def photo(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def looks(specs, photo):
-    """name -> (ImageRelevance, ImageMaps) of the photo."""
+def in_photo(specs, photo):
+    """Return (ImageRelevance, ImageMaps) of the photo by model."""
     image = read_image(photo)
     loaded = {name: load_model(spec) for name, spec in specs.items()}
     return {name: (image_relevance(model, image, TEXTS), image_maps(model, image)) for name, model in loaded.items()}

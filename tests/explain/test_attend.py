@@ -73,7 +73,7 @@ def test_attend_refuses_what_cannot_be_before_models_are_loaded(photo, tmp_path,
 
 
 def test_attend_needs_nothing_of_the_evaluation(tmp_path):
-    """Whose packages are another extra."""
+    """Import it without the packages of that other extra."""
     code = "import sys, diffclip_openclip.explain.attend\nprint(*sys.modules)"
     loaded = run_python(code, tmp_path).split()
     assert "diffclip_openclip.weights.loading" in loaded

@@ -110,8 +110,8 @@ def test_view_has_the_models_shape_and_enlarges_tiny_images():
     assert view(Image.new("RGB", (9, 9)), {"size": (384, 384)}).shape == (384, 384, 3)
 
 
-def test_looks_are_the_librarys(specs, photo, looks):
-    for name, (found, layers) in looks.items():
+def test_looks_are_the_librarys(specs, photo, in_photo):
+    for name, (found, layers) in in_photo.items():
         loaded = load_model(specs[name])
         pixels = loaded.preprocess(Image.open(photo))[None]
         expected = relevance(loaded.model, pixels, loaded.tokenizer(TEXTS))

@@ -10,7 +10,7 @@ from diffclip_openclip.explain.lambda_report import lambda_training_figure, lamb
 
 
 def _run(specs, folder, epochs=3):
-    """A run's folder: open_clip's trainer writes such checkpoints."""
+    """Write a run's folder, with checkpoints as open_clip's trainer writes them."""
     state = torch.load(specs["DiffCLIP-nano"].partition(",")[2], weights_only=True)
     (folder / "checkpoints").mkdir(parents=True)
     for epoch in range(1, epochs + 1):

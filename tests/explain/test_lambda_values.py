@@ -1,4 +1,4 @@
-"""Lambdas of models, of weights in every layout, and over a run, against the reference's and the model's own."""
+"""Lambdas of models, of weights in every layout, and over a run are the reference's and the model's own."""
 
 import argparse
 import math
@@ -23,7 +23,7 @@ _NAMES = {"image": "visual.blocks", "text": "transformer.resblocks"}
 
 
 def _nano(name="DiffCLIP-nano", seed=0):
-    """A DiffCLIP of the quick start's size, its lambdas far from where they start."""
+    """Make a DiffCLIP of the quick start's size with lambdas far from where they start."""
     model = open_clip.create_model(name)
     generator = torch.Generator().manual_seed(seed)
     for key, parameter in model.named_parameters():
@@ -38,7 +38,7 @@ def nano():
 
 
 def _of_modules(model):
-    """(tower, layer, lambda) by the attention modules' own float32 computation."""
+    """Return (tower, layer, lambda) by the attention modules' own float32 computation."""
     blocks = {"image": model.visual.trunk.blocks, "text": model.text.transformer.layers}
     return [
         (tower, layer, pytest.approx(block.attn.compute_lambda().item(), abs=1e-6))
@@ -155,7 +155,7 @@ def test_bad_input(nano, tmp_path):
 
 
 def _write_run(folder, names, model="DiffCLIP-nano-dynamic", start=0):
-    """Checkpoints as open_clip's trainer writes them; that of epoch n has the weights of seed n."""
+    """Write checkpoints as open_clip's trainer does; that of epoch n has the weights of seed n."""
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "params.txt").write_text(f"model: {model}\nforce_image_size: None\n")
     for name, epoch in names.items():
@@ -194,7 +194,7 @@ def test_runs_without_checkpoints(tmp_path, nano):
 
 
 def test_a_run_that_does_not_say_its_variant(tmp_path):
-    """No params.txt, or one that names a model that is not here; one that does say is not contradicted."""
+    """Ask for it where params.txt is missing or names a model that is not here, and contradict no other."""
     _write_run(tmp_path / "unknown", {"epoch_1.pt": 1, "epoch_2.pt": 2}, model="local-dir:/gone/DYN")
     with pytest.raises(ValueError, match=r"is of local-dir:/gone/DYN, which cannot be found here.* --variant dynamic"):
         show_lambdas(str(tmp_path / "unknown"))

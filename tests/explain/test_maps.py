@@ -1,4 +1,4 @@
-"""Attention maps of every kind of tower, and that looking at them leaves no trace."""
+"""Attention maps of every kind of tower are right, and looking at them leaves no trace."""
 
 import inspect
 
@@ -299,7 +299,7 @@ def test_bad_input():
 
 
 class _Scaled(timm.layers.Attention):
-    """A subclass that computes something else."""
+    """Compute something else than the base class."""
 
     def forward(self, x, attn_mask=None, is_causal=False):
         return 2 * super().forward(x, attn_mask, is_causal)

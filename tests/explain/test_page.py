@@ -15,8 +15,8 @@ from diffclip_openclip.explain.page import attention_page
 
 
 @pytest.fixture(scope="module")
-def html(looks):
-    block = [looks[name] for name in MODELS]
+def html(in_photo):
+    block = [in_photo[name] for name in MODELS]
     return attention_page(names=["photo <b>", "photo 2"], models=MODELS, texts=TEXTS, blocks=[block, block])
 
 
@@ -26,18 +26,18 @@ def _unpacked(packed, heads, tokens):
     return scale * shares / 255, scale
 
 
-def test_page_holds_the_maps(html, looks):
+def test_page_holds_the_maps(html, in_photo):
     data = page_data(html)
     assert (data["layers"], data["heads"]) == (4, 4)
     assert [image["name"] for image in data["images"]] == ["photo <b>", "photo 2"]
     for entry, name in zip(data["images"][0]["models"], MODELS, strict=True):
-        found, look = looks[name]
+        found, maps_in_photo = in_photo[name]
         assert (entry["label"], entry["grid"], entry["tokens"], entry["prefix"]) == (name, [4, 4], 17, 1)
         assert entry["readOut"] == [0]
         similarities = found.relevance.similarity[0].tolist()
         texts = [f"{text}: similarity {value:.3f}" for text, value in zip(TEXTS, similarities, strict=True)]
         assert [text["text"] for text in entry["texts"]] == texts
-        for packed, layer in zip(entry["layers"], look.layers, strict=True):
+        for packed, layer in zip(entry["layers"], maps_in_photo.layers, strict=True):
             heads = layer.a1.shape[1]
             for key, maps in (("a1", layer.a1), ("a2", layer.a2)):
                 if maps is not None:
@@ -96,7 +96,7 @@ wait();
 
 @pytest.fixture(scope="module")
 def steps(html, tmp_path_factory):
-    """What the page shows in a browser, after each step of the probe."""
+    """Return what the page shows in a browser after each step of the probe."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("needs a browser: chromium")
@@ -125,8 +125,8 @@ def test_sliders_and_clicks_change_the_pictures(steps):
     assert steps["back"]["pictures"] == steps["head"]["pictures"]
 
 
-def test_browser_computes_what_the_library_does(steps, looks):
-    layers = looks["DiffCLIP-nano"][1].layers
+def test_browser_computes_what_the_library_does(steps, in_photo):
+    layers = in_photo["DiffCLIP-nano"][1].layers
     mean_to_itself = layers[3].attention[0, :, 0, 0].mean().item()
     line = steps["start"]["lines"][2]
     assert line.startswith(f"layer 3, mean of 2 heads, λ = {layers[3].lambda_.item():.3f}, row of the class token")
@@ -141,12 +141,12 @@ def test_browser_computes_what_the_library_does(steps, looks):
     values = [float(part.rpartition(" ")[2]) for part in hovered.partition(": ")[2].split(", ")]
     assert values == pytest.approx(expected, abs=6e-4)
     # version 2 has a lambda for each token and head
-    lambda_ = looks["DiffCLIP-V2-nano"][1].layers[0].lambda_[0, 1, 12, 0].item()
+    lambda_ = in_photo["DiffCLIP-V2-nano"][1].layers[0].lambda_[0, 1, 12, 0].item()
     assert f"λ = {lambda_:.3f}" in steps["click"]["lines"][4]
 
 
-def test_browser_paints_each_patch_in_its_colour(steps, looks):
-    layer = looks["DiffCLIP-nano"][1].layers[0]
+def test_browser_paints_each_patch_in_its_colour(steps, in_photo):
+    layer = in_photo["DiffCLIP-nano"][1].layers[0]
     one, two, difference = (maps[0, 1, 12, 1:].numpy() for maps in (layer.a1, layer.a2, layer.attention))
     end = max(one.max(), two.max())
     tables = [colormaps["inferno"](one / end), colormaps["inferno"](two / end)]

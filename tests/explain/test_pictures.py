@@ -14,7 +14,7 @@ from diffclip_openclip.explain.pictures import heat, maps_figure, mosaic, overla
 # relevance
 
 
-def _text_look(maps, similarity, picture=None):
+def _image_relevance(maps, similarity, picture=None):
     picture = np.full((40, 40, 3), 128, dtype=np.uint8) if picture is None else picture
     return ImageRelevance(picture, Relevance(torch.tensor(maps)[None], torch.tensor(similarity)[None]))
 
@@ -23,13 +23,13 @@ CORNER = [[0.0, 0.0], [0.0, 2.0]]
 
 
 def test_heat_lies_over_the_patch_that_has_it():
-    look = _text_look([CORNER, [[3.0, 0.0], [0.0, 0.0]]], [0.1, 0.2])
-    found = heat(look, 0)
+    given = _image_relevance([CORNER, [[3.0, 0.0], [0.0, 0.0]]], [0.1, 0.2])
+    found = heat(given, 0)
     assert found.shape == (40, 40)
     assert found[30:, 30:] == pytest.approx(1)  # beyond the patch's centre
     assert found[:10, :10] == pytest.approx(0)
     assert found[19, 19] < found[20, 20]
-    assert heat(look, 1) == pytest.approx(found[::-1, ::-1], abs=1e-6)
+    assert heat(given, 1) == pytest.approx(found[::-1, ::-1], abs=1e-6)
 
 
 def test_overlay_in_the_papers_colours_is_the_normalised_sum():
@@ -56,8 +56,8 @@ def test_figure_has_a_block_an_image_a_column_a_model_and_a_row_a_text():
     empty = [[0.0, 0.0], [0.0, 0.0]]
     red = np.full((40, 40, 3), (255, 0, 0), dtype=np.uint8)
     blocks = [
-        [_text_look([CORNER, empty], [0.25, -0.5], red), _text_look([CORNER, CORNER], [0.125, 0.5])],
-        [_text_look([CORNER, CORNER], [0.0, 0.0]), _text_look([CORNER, CORNER], [1.0, 0.75])],
+        [_image_relevance([CORNER, empty], [0.25, -0.5], red), _image_relevance([CORNER, CORNER], [0.125, 0.5])],
+        [_image_relevance([CORNER, CORNER], [0.0, 0.0]), _image_relevance([CORNER, CORNER], [1.0, 0.75])],
     ]
     figure = relevance_figure(blocks, ["one", "two"], TEXTS, caption="method: chefer")
     axes = np.array(figure.axes[:12]).reshape(4, 3)
@@ -76,7 +76,7 @@ def test_figure_has_a_block_an_image_a_column_a_model_and_a_row_a_text():
 # maps
 
 
-def _layer_look(rows, pooled, num_prefix, grid=(1, 2), a2=None):
+def _image_maps(rows, pooled, num_prefix, grid=(1, 2), a2=None):
     maps = torch.tensor(rows)[None]
     layer = LayerMaps("image", 0, maps, a2, None if a2 is None else torch.tensor(0.5))
     return ImageMaps(np.zeros((4, 4, 3), dtype=np.uint8), Tokens(grid, num_prefix, pooled), [layer])
@@ -86,8 +86,8 @@ def test_rows_are_those_of_the_tokens_that_are_read_out():
     rows = [[[0.5, 0.2, 0.3], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]]]
 
     def read(pooled):
-        look = _layer_look(rows, pooled, 1)
-        return read_out_rows(look, [look.layers[0].a1])[0, 0, 0].tolist()
+        maps = _image_maps(rows, pooled, 1)
+        return read_out_rows(maps, [maps.layers[0].a1])[0, 0, 0].tolist()
 
     assert read(slice(0, 1)) == pytest.approx([0.2, 0.3])  # a class token
     assert read(slice(1, None)) == pytest.approx([0.5, 0.35])  # the mean of the patches
@@ -105,9 +105,9 @@ def test_mosaic_has_a_row_a_layer_and_a_column_a_head():
     assert np.isnan(whole).sum() == 2 * whole.shape[1] + 2 * 2 * 4 * scale
 
 
-def test_layers_figure_shows_three_maps_on_comparable_scales(looks):
+def test_layers_figure_shows_three_maps_on_comparable_scales(in_photo):
     names = ["CLIP-nano-baseline", "DiffCLIP-nano"]
-    figure = maps_figure([looks[name][1] for name in names], ["an$image: CLIP", "DiffCLIP"])
+    figure = maps_figure([in_photo[name][1] for name in names], ["an$image: CLIP", "DiffCLIP"])
     plain, differential = figure.subfigs
     assert plain.get_suptitle() == "an$image: CLIP"
     assert [axis.get_title() for axis in plain.axes if axis.get_title()] == ["A"]
@@ -119,7 +119,7 @@ def test_layers_figure_shows_three_maps_on_comparable_scales(looks):
     low, high = difference.get_clim()
     assert low == -high
     assert difference.get_cmap()(0.5)[:3] == pytest.approx(to_rgb("white"), abs=0.05)
-    layers = looks["DiffCLIP-nano"][1].layers
+    layers = in_photo["DiffCLIP-nano"][1].layers
     expected = np.stack([layer.attention[0, :, 0, 1:].reshape(-1, 4, 4).numpy() for layer in layers])
     assert np.array_equal(difference.get_array().filled(np.nan), mosaic(expected), equal_nan=True)
     ticks = [tick.get_text() for tick in shown["A1 - λ A2"].get_yticklabels()]

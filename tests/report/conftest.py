@@ -1,4 +1,4 @@
-"""Results and a report on them, which several files look at."""
+"""Write results and a report on them, for several files."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Models find their baseline and their family, and what limits the comparison is said."""
+"""Models find their baseline and their family, and remarks say what limits the comparison."""
 
 import pytest
 from support.report_results import CLIP, DIFF, put

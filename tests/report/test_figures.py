@@ -104,7 +104,7 @@ BLINDNESS = {
 
 @pytest.mark.parametrize("kind", BLINDNESS)
 def test_series_differ_in_lightness(kind):
-    """CIE L* at least 10 apart, so also in grey print; and in hatch and marker."""
+    """Ask for CIE L* at least 10 apart, so also in grey print, and for other hatches and markers."""
 
     def lightness(color: str) -> float:
         parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]

@@ -12,7 +12,7 @@ from diffclip_openclip.report.paper import load_paper
 
 
 def test_seeds_and_precisions_are_rows_of_their_own(tmp_path):
-    """With what does not depend on the seed; each with the baseline of its own setting."""
+    """Expect in each what does not depend on the seed, and the baseline of its own setting."""
     for label in (CLIP, DIFF):
         for at, (precision, seed) in enumerate((("fp32", 0), ("fp32", 1), ("amp", 0))):
             fields = {"precision": precision, "seed": seed, "folder": f"{label}{at}"}

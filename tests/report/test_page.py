@@ -10,7 +10,7 @@ from diffclip_openclip.report.command import report
 
 
 class Page(HTMLParser):
-    """Open elements, identifiers, addresses, and cells by the class of their row."""
+    """Collect open elements, identifiers, addresses, and cells by the class of their row."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

@@ -53,7 +53,7 @@ def output(tmp_path_factory):
 
 
 def cells(markdown: str) -> list[list[str]]:
-    """Rows of a Markdown table without header, rule and the titles of blocks."""
+    """Return the rows of a Markdown table without header, rule and the titles of blocks."""
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines() if line[:1] == "|"]
     return [row for row in rows[2:] if not row[0].startswith("**")]
 
@@ -103,7 +103,7 @@ def test_figure_4_is_fifteenths(paper):
 
 
 def test_what_the_text_says_follows(paper):
-    """Sections 4.2 to 4.6."""
+    """Compare with sections 4.2 to 4.6."""
     cc3m, cc12m = paper["CC3M/DiffCLIP"], paper["CC12M/DiffCLIP"]
     dynamic, vision = paper["CC12M/DiffCLIP*"], paper["CC12M/DiffCLIP†"]
     assert [cc3m.difference(f"{key}/mean") for key in ("linear_probe", "few_shot", "image_retrieval@5")] == [

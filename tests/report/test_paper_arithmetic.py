@@ -20,7 +20,7 @@ def paper() -> dict[str, Entry]:
 
 
 def off(paper: Mapping[str, Entry]) -> list[str]:
-    """What does not follow from the paper's other numbers, a sentence each."""
+    """Return what does not follow from the paper's other numbers, a sentence each."""
     notes: list[str] = []
     for entry in paper.values():
         notes += [note for key in MEANS for note in _off_means(entry, key)]
@@ -56,7 +56,7 @@ def _off_differences(entry: Entry, key: str) -> Iterator[str]:
 
 
 def _ood_note(paper: Mapping[str, Entry]) -> str:
-    """Whether the mean that Figure 3 draws counts ImageNet, which the paper does not say."""
+    """Say that the mean that Figure 3 draws counts ImageNet, which the paper does not."""
     parts = []
     for entry in paper.values():
         drawn = entry.scores["zero_shot_7/mean"]
@@ -71,7 +71,7 @@ def _ood_note(paper: Mapping[str, Entry]) -> str:
 def pope_counts(
     accuracy: float, precision: float, recall: float, positives: int, negatives: int
 ) -> list[tuple[int, int]]:
-    """True and false positives that round to the given figures (percent, two decimals): all pairs that do."""
+    """Return all pairs of true and false positives that round to the given figures (percent, two decimals)."""
 
     def fits(part: int, whole: int, printed: float) -> bool:
         return whole > 0 and abs(100 * part / whole - printed) <= POPE_HALF
@@ -137,7 +137,7 @@ def test_a_slip_of_the_pen_would_be_noticed(paper):
 
 
 def test_printed_means_recompute(paper):
-    """Within half of the last digit, but for two: one whose members were rounded, one that was read off a figure."""
+    """Allow half of the last digit, and two exceptions: members that were rounded, and a mean read off a figure."""
     off = {}
     for name, entry in paper.items():
         for key, members in MEANS.items():
@@ -165,7 +165,7 @@ def test_printed_differences_recompute(paper):
 
 
 def test_pope_counts():
-    """Of 4 yes and 4 no: 3 hits and 1 false positive are 75 % accuracy, precision and recall."""
+    """Find 3 hits and 1 false positive of 4 yes and 4 no in 75 % accuracy, precision and recall."""
     assert pope_counts(75, 75, 75, 4, 4) == [(3, 1)]
     assert pope_counts(75, 75, 74, 4, 4) == []
 

@@ -9,7 +9,7 @@ from diffclip_openclip.report.tables import signed
 
 
 def table(output: Path, name: str, block: str | None = None) -> dict[tuple[str, str], list[str]]:
-    """Cells of a Markdown table by source and model, of one block where there are several."""
+    """Return the cells of a Markdown table by source and model, of one block where there are several."""
     found: dict[tuple[str, str], list[str]] = {}
     at = None
     for line in (output / "tables" / f"{name}.md").read_text().splitlines():

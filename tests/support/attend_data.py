@@ -1,4 +1,4 @@
-"""What tests of ``diffclip attend`` share: models, texts, and the data in a page."""
+"""Name models and texts for tests of ``diffclip attend``, and read the data in a page."""
 
 import json
 import re
@@ -9,6 +9,6 @@ TEXTS = ["a mug", "</script> costs $5 & $6"]
 
 
 def page_data(html):
-    """What the page's script element holds."""
+    """Return what the page's script element holds."""
     [content] = re.findall(r'<script id="data" type="application/json">(.*?)</script>', html, re.DOTALL)
     return json.loads(content)

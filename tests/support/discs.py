@@ -1,4 +1,4 @@
-"""Discs of known colours to compose images of, and the mark of tests that need scikit-image."""
+"""Make discs of known colours to compose images of, and mark tests that need scikit-image."""
 
 import numpy as np
 import pytest

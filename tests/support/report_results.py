@@ -1,4 +1,4 @@
-"""Result files with values written by hand, for tests of ``diffclip report``."""
+"""Write result files with values made up by hand, for tests of ``diffclip report``."""
 
 import itertools
 import json
@@ -16,7 +16,7 @@ MATCH = [f"{CLIP}=CC12M/CLIP", f"{DIFF}=CC12M/DiffCLIP"]
 
 
 def put(root: Path, label: str, task: str, dataset: str, metrics: dict, folder: str | None = None, **fields) -> Path:
-    """A result file as `diffclip evaluate` writes it."""
+    """Write a result file as `diffclip evaluate` does."""
     path = root / (folder or label.replace(" ", "_")) / task / f"{dataset}_{fields.get('templates', '')}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"dataset": dataset, "model": label.split()[0], "pretrained": "logs/run/epoch_1.pt", "task": task}
@@ -43,7 +43,7 @@ def pope(accuracy: float) -> dict:
 
 
 def write_results(root: Path) -> None:
-    """Results of CLIP and DIFF on all that the paper reports, and files that are no results."""
+    """Write results of CLIP and DIFF on all that the paper reports, and files that are no results."""
     for place, name in enumerate(PROBED):
         put(root, CLIP, "few_shot", name, {"accuracy": (place + 1) / 10, "std": 0.1, "ci95": 0.01})
         put(root, DIFF, "few_shot", name, {"accuracy": (place + 1) / 10 + 0.0123, "std": 0.1, "ci95": 0.01})

@@ -6,7 +6,7 @@ from PIL import Image
 from support.common import write_tar
 
 from diffclip_openclip.data.shards import read_shard
-from diffclip_openclip.explain.views import read_image
+from diffclip_openclip.explain.images import read_image
 
 
 def test_images_are_clip_benchmarks_and_the_ones_that_attend_shows(tmp_path):

@@ -25,21 +25,21 @@ def _attend(arguments: argparse.Namespace) -> list[str]:
 
     return attend(
         arguments.image,
-        arguments.text,
-        arguments.model,
-        arguments.output,
-        arguments.method,
-        arguments.start_layer,
-        arguments.maps,
-        arguments.colormap,
-        arguments.overwrite,
+        texts=arguments.text,
+        models=arguments.model,
+        out=arguments.output,
+        method=arguments.method,
+        start_layer=arguments.start_layer,
+        maps=arguments.maps,
+        colormap=arguments.colormap,
+        overwrite=arguments.overwrite,
     )
 
 
 def _lambdas(arguments: argparse.Namespace) -> list[str]:
     from diffclip_openclip.explain.lambda_report import show_lambdas
 
-    return show_lambdas(arguments.src, arguments.output, arguments.variant, arguments.overwrite)
+    return show_lambdas(arguments.src, arguments.output, variant=arguments.variant, overwrite=arguments.overwrite)
 
 
 def add_commands(command: AddCommand) -> None:

@@ -16,23 +16,23 @@ examples:
 
 
 def _bench(arguments: argparse.Namespace) -> list[str]:
-    from diffclip_openclip.bench import measure, results
+    from diffclip_openclip.bench import measure, outputs
 
     if arguments.output is not None:
-        results.check_output(arguments.output, arguments.overwrite)
+        outputs.check_output(arguments.output, arguments.overwrite)
     settings = measure.settings_of(
-        arguments.device,
-        arguments.precision,
-        arguments.compile,
-        arguments.grad_checkpointing,
-        arguments.batch_size,
-        arguments.image_size,
+        device=arguments.device,
+        precision=arguments.precision,
+        compile=arguments.compile,
+        grad_checkpointing=arguments.grad_checkpointing,
+        batch_sizes=arguments.batch_size,
+        image_sizes=arguments.image_size,
     )
     passes = measure.PASSES[:1] if arguments.forward_only else measure.PASSES
-    rows = measure.bench(arguments.model or _BENCH_MODELS, settings, arguments.rounds, passes)
+    measured = measure.bench(arguments.model or _BENCH_MODELS, settings, rounds=arguments.rounds, passes=passes)
     if arguments.output is not None:
-        results.save(rows, arguments.command, arguments.output, arguments.overwrite)
-    return [results.table(rows)]
+        outputs.save(measured, command=arguments.command, path=arguments.output, overwrite=arguments.overwrite)
+    return [outputs.table(measured)]
 
 
 def add_commands(command: AddCommand) -> None:

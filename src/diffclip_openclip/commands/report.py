@@ -22,10 +22,10 @@ def _report(arguments: argparse.Namespace) -> list[str]:
     return report(
         arguments.results,
         arguments.output,
-        arguments.paper_only,
-        arguments.match,
-        arguments.baseline,
-        arguments.overwrite,
+        paper_only=arguments.paper_only,
+        match=arguments.match,
+        baseline=arguments.baseline,
+        overwrite=arguments.overwrite,
     )
 
 

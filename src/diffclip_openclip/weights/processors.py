@@ -10,9 +10,11 @@ rules can express. open_clip cleans texts by ftfy and by Python's HTML rules, wh
 - "<start_of_text>" and "<end_of_text>" within a text, which open_clip takes for its special tokens;
 - code points that are newer than one of the two libraries' Unicode tables.
 
-The image processor has the pixels of open_clip's transform, with one exception. Of an image whose longer side is
-resized to 3, 7, 11, ... pixels more than the crop, torchvision, and so open_clip, rounds half a pixel up where
-transformers rounds it down: the crop lies one pixel further left or up.
+The image processor has the pixels of open_clip's transform, with two exceptions.
+
+- Of an image whose longer side is resized to 3, 7, 11, ... pixels more than the crop, torchvision, and so open_clip,
+  rounds half a pixel up where transformers rounds it down: the crop lies one pixel further left or up.
+- transformers converts palette and CMYK images to RGB before it resizes them, open_clip afterwards.
 """
 
 import json
@@ -75,8 +77,9 @@ def write_image_processor(folder: Path) -> None:
         settings = image_processor_from_open_clip(folder).to_dict()
     except ValueError:
         return
-    # resizes as open_clip does, by PIL; the class without "Pil" rounds grey levels in other places
-    _write_json(folder / IMAGE_PROCESSOR_FILE, settings | {"image_processor_type": "CLIPImageProcessorPil"})
+    # It resizes by PIL, as open_clip does. AutoImageProcessor takes a CLIPImageProcessor that resizes by torchvision,
+    # which rounds grey levels in another place, also for the name CLIPImageProcessorPil.
+    _write_json(folder / IMAGE_PROCESSOR_FILE, settings | {"image_processor_type": "PilBackend"})
 
 
 @lru_cache
@@ -90,7 +93,7 @@ def _backend() -> str:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("</w>", " ")])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{_START} $A {_END}",
         pair=f"{_START} $A {_END} $B {_END}",

@@ -97,7 +97,10 @@ def test_a_shard_that_is_missing_in_the_cache_is_extracted_alone(subject):
 
 def test_classifiers_are_taken_from_the_cache(subject, monkeypatch):
     monkeypatch.setattr(zero_shot, "zero_shot_classifier", None)
-    assert zero_shot._classifier(subject, ["a {c}"]).tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
+    assert zero_shot._classifier(subject, subject.location.class_names, ["a {c}"]).tolist() == [
+        [0.0, 1.0, 2.0],
+        [3.0, 4.0, 5.0],
+    ]
 
 
 def test_data_sets_are_read(tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from diffclip_openclip.data.remote import file_address, is_remote, read_remote_text, remote_state
+from diffclip_openclip.data.remote import URL_MARK, file_address, read_remote_text, remote_state
 from diffclip_openclip.files import sha256, staged
 
 SHARD_COUNT = "nshards.txt"  # in each split
@@ -34,7 +34,7 @@ class Location:
 
     def shards(self, split: str) -> list[str]:
         """List the paths or URLs of a split's shards, in order."""
-        return [f"{file_address(self.base)}/{split}/{index}.tar" for index in range(self.shard_counts[split])]
+        return [f"{_below(self.base)}/{split}/{index}.tar" for index in range(self.shard_counts[split])]
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -43,7 +43,7 @@ class Location:
         Raises:
             FileNotFoundError: there is no classnames.txt.
         """
-        text = self._metadata(CLASS_NAMES)
+        text = self._texts[CLASS_NAMES]
         if text is None:
             raise FileNotFoundError(f"{self.base} has no {CLASS_NAMES}; `diffclip data` writes it")
         return [line.strip() for line in text.splitlines()]
@@ -51,12 +51,12 @@ class Location:
     @property
     def has_class_names(self) -> bool:
         """Whether there is a classnames.txt."""
-        return self._metadata(CLASS_NAMES) is not None
+        return self._texts[CLASS_NAMES] is not None
 
     @property
     def has_captions(self) -> bool:
         """Whether the data set is for retrieval."""
-        return (self._metadata(TYPE) or "").strip() == "retrieval"
+        return (self._texts[TYPE] or "").strip() == "retrieval"
 
     @cached_property
     def templates(self) -> list[str]:
@@ -65,7 +65,7 @@ class Location:
         Raises:
             ValueError: a line without ``{c}``, or with other braces.
         """
-        lines = [line.strip() for line in (self._metadata(TEMPLATES) or "").splitlines()]
+        lines = [line.strip() for line in (self._texts[TEMPLATES] or "").splitlines()]
         for line in filter(None, lines):
             if "{c}" not in line or set("{}") & set(line.replace("{c}", "")):
                 raise ValueError(
@@ -73,8 +73,10 @@ class Location:
                 )
         return [line for line in lines if line]
 
-    def _metadata(self, name: str) -> str | None:
-        return _read_text(f"{file_address(self.base)}/{name}")
+    @cached_property
+    def _texts(self) -> dict[str, str | None]:
+        """The text files beside the splits, by name; None where one is not there."""
+        return {name: _read_text(f"{_below(self.base)}/{name}") for name in METADATA}
 
     def fingerprint(self, cache_dir: Path) -> str:
         """Hash the data set's content: its shards, and the text files that say how to read them.
@@ -86,8 +88,8 @@ class Location:
             a SHA-256 in hexadecimal.
         """
         digest = hashlib.sha256()
-        for name in METADATA:
-            digest.update(f"{name}:{self._metadata(name) or ''}".encode())
+        for name, text in self._texts.items():
+            digest.update(f"{name}:{text or ''}".encode())
         shards = [
             (split, *numbered) for split in sorted(self.shard_counts) for numbered in enumerate(self.shards(split))
         ]
@@ -106,7 +108,7 @@ def shard_fingerprint(shard: str, cache_dir: Path) -> str:
     Returns:
         a SHA-256 in hexadecimal.
     """
-    if is_remote(shard):
+    if URL_MARK in shard:
         return hashlib.sha256(repr(remote_state(shard)).encode()).hexdigest()
     path = Path(shard)
     state = path.stat()
@@ -147,23 +149,28 @@ def locate(name: str, splits: Sequence[str], roots: Sequence[str], *, optional: 
 
 def _count_shards(base: str, split: str) -> int | None:
     """Return the number of shards that a split says it has, and check that local ones are there."""
-    text = _read_text(f"{file_address(base)}/{split}/{SHARD_COUNT}")
+    text = _read_text(f"{_below(base)}/{split}/{SHARD_COUNT}")
     if text is None:
         return None
     if not text.strip().isdecimal() or int(text) == 0:
         raise ValueError(
             f"{base}/{split}/{SHARD_COUNT} holds {text.strip()!r}; it must be the number of shards, above 0"
         )
-    if not is_remote(base):
+    if URL_MARK not in base:
         for index in range(int(text)):
             if not Path(base, split, f"{index}.tar").is_file():
                 raise ValueError(f"{base}/{split} lacks {index}.tar; its {SHARD_COUNT} says {text.strip()} shards")
     return int(text)
 
 
+def _below(base: str) -> str:
+    """Return the address below which the files of ``base`` lie."""
+    return file_address(base) if URL_MARK in base else base
+
+
 def _read_text(address: str) -> str | None:
     """Read a text file; None where it is not there."""
-    if is_remote(address):
+    if URL_MARK in address:
         return read_remote_text(address)
     path = Path(address)
     return path.read_text(encoding="utf-8") if path.is_file() else None

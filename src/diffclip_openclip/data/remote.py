@@ -14,14 +14,11 @@ from huggingface_hub.utils import build_hf_headers
 
 from diffclip_openclip.extras import require
 
+URL_MARK = "://"  # what a URL has, and a path has not
+
 _SCHEMES = ("http", "https", "hf")
 _TIMEOUT = 30  # seconds without a connection, or without a byte
 _HUB_FILE = re.compile(rf"{re.escape(ENDPOINT)}/datasets/([^/]+/[^/]+)/(?:tree|resolve)/([^/]+)/(.+)")
-
-
-def is_remote(address: str) -> bool:
-    """Tell whether an address is a URL instead of a path."""
-    return "://" in address
 
 
 def file_address(base: str) -> str:
@@ -81,7 +78,7 @@ def remote_state(url: str) -> tuple[str, list[str | None]]:
 
 def _file_system(url: str) -> tuple[Any, str]:
     """Return the file system for a URL, and the URL's path in it."""
-    scheme = url.partition("://")[0]
+    scheme = url.partition(URL_MARK)[0]
     if scheme not in _SCHEMES:
         raise ValueError(f"{url} cannot be read; give a folder, or a URL that begins with http://, https:// or hf://")
     if on_hub := _HUB_FILE.fullmatch(url):

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from diffclip_openclip.data.images import EXTENSIONS, decode
-from diffclip_openclip.data.remote import is_remote, open_remote
+from diffclip_openclip.data.remote import URL_MARK, open_remote
 
 # What becomes of a sample's files, by extension.
 _DECODERS: Mapping[str, Callable[[bytes], Any]] = {
@@ -117,7 +117,7 @@ def read_shard(shard: str, fields: Sequence[str], transform: Callable[[Any], Any
 
 
 def _open(shard: str) -> BinaryIO:
-    return open_remote(shard) if is_remote(shard) else Path(shard).open("rb")
+    return open_remote(shard) if URL_MARK in shard else Path(shard).open("rb")
 
 
 def _in_batches(samples: Iterator[Any], size: int) -> Iterator[list[Any]]:

@@ -1,6 +1,6 @@
 """What is evaluated on what: the paper's data sets, or those that are named, by the tasks that they are for."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,8 +32,8 @@ class Job:
 
 def plan(
     specs: Sequence[str], roots: Sequence[str], *, names: Sequence[str] = (), tasks: Sequence[str] = ()
-) -> tuple[list[Job], list[DataSet]]:
-    """Return the jobs whose data are there, a model after another, and the paper's data sets that are missing.
+) -> tuple[list[Job], list[str]]:
+    """Return the jobs whose data are there, a model after another, and a line for each data set that is missing.
 
     A data set that is not the paper's is for what its layout allows: retrieval for captions, zero-shot classification
     with class names, linear probe and few-shot with a training split.
@@ -60,7 +60,12 @@ def plan(
         for data_set, location in chosen
         if location is not None and data_set.tasks
     ]
-    return jobs, [data_set for data_set, location in chosen if location is None and data_set.tasks]
+    missing = [data_set for data_set, location in chosen if location is None and data_set.tasks]
+    return jobs, [
+        f"missing: {data_set.name}, splits {', '.join(data_set.splits)}, for {', '.join(data_set.tasks)}; "
+        "`diffclip data` prepares it (docs/data.md)"
+        for data_set in missing
+    ]
 
 
 def _own(name: str, roots: Sequence[str]) -> tuple[DataSet, Location]:
@@ -88,12 +93,3 @@ def _own(name: str, roots: Sequence[str]) -> tuple[DataSet, Location]:
 def _limited(data_set: DataSet, tasks: Sequence[str]) -> DataSet:
     """Return the data set with those of its tasks that are wanted."""
     return replace(data_set, tasks=tuple(task for task in data_set.tasks if not tasks or task in tasks))
-
-
-def missing_lines(missing: Iterable[DataSet]) -> list[str]:
-    """Write one line for each data set that is not there."""
-    return [
-        f"missing: {data_set.name}, splits {', '.join(data_set.splits)}, for {', '.join(data_set.tasks)}; "
-        "`diffclip data` prepares it (docs/data.md)"
-        for data_set in missing
-    ]

@@ -11,7 +11,7 @@ from clip_benchmark.metrics.zeroshot_classification import accuracy, run_classif
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import balanced_accuracy_score
 
-from diffclip_openclip.data.catalog import DataSet, known_data_set
+from diffclip_openclip.data.catalog import DataSet
 from diffclip_openclip.data.layout import Location
 from diffclip_openclip.evaluation.evaluator import Measurement, Subject, Variant
 from diffclip_openclip.files import staged
@@ -36,7 +36,7 @@ def templates_of(data_set: DataSet, location: Location) -> Mapping[str, list[str
     Raises:
         ValueError: its own templates are none.
     """
-    if known_data_set(data_set.name):
+    if data_set.paper:
         return TEMPLATES
     return {"own": location.templates} if location.templates else {"openai-80": TEMPLATES["openai-80"]}
 
@@ -58,7 +58,9 @@ def run(subject: Subject) -> Iterator[Measurement]:
     loaded, location, compute = subject.loaded, subject.location, subject.compute
     classes = location.class_names
     with compute.autocast():
-        classifiers = [_classifier(subject, lines) for lines in templates_of(subject.data_set, location).values()]
+        classifiers = [
+            _classifier(subject, classes, lines) for lines in templates_of(subject.data_set, location).values()
+        ]
         labelled = ((images, torch.tensor(labels)) for images, labels in subject.test_batches("cls"))
         # The sets' classifiers side by side are one classifier of more classes.
         logits, target = run_classification(
@@ -72,12 +74,12 @@ def run(subject: Subject) -> Iterator[Measurement]:
         yield Measurement(_metrics(part, target), {"test": len(target)})
 
 
-def _classifier(subject: Subject, templates: list[str]) -> torch.Tensor:
+def _classifier(subject: Subject, classes: list[str], templates: list[str]) -> torch.Tensor:
     """Return the text embeddings of the classes, (embed_dim, classes).
 
     They are kept, as ImageNet, V2 and Sketch have the same classes.
     """
-    loaded, compute, classes = subject.loaded, subject.compute, subject.location.class_names
+    loaded, compute = subject.loaded, subject.compute
     key = hashlib.sha256(repr((loaded.sha256, compute.precision, classes, templates)).encode()).hexdigest()
     file = subject.cache_dir / "classifiers" / f"{key}.safetensors"
     if not file.is_file():

@@ -1,6 +1,6 @@
-"""CPU paths of one attention layer against plain attention:  python benchmarks/attention_paths.py
+"""Time the CPU paths of one attention layer beside plain attention:  python benchmarks/attention_paths.py
 
-Forward, and forward with backward, of DifferentialAttention's three paths and of timm's plain Attention, interleaved;
+DifferentialAttention's three paths and timm's plain Attention take turns, forward alone and with backward. Prints
 medians and the ratio of throughputs to plain attention (1.00 is as fast).
 """
 
@@ -18,7 +18,7 @@ from diffclip_openclip.attention import DifferentialAttention, use_path
 
 
 def measure(paths: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each path; the paths take turns, the first two rounds are not counted."""
+    """Return the median seconds of each path; the paths take turns, and the first two rounds are not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in paths}
     for _ in range(repeats + 2):
         for name, run in paths.items():

@@ -1,7 +1,7 @@
-"""How long open_clip takes to build models:  python benchmarks/creation.py
+"""Measure how long open_clip takes to build models:  python benchmarks/creation.py
 
-Median seconds of ``open_clip.create_model`` for each DiffCLIP and its baseline, in turns, behind one call that is not
-counted (first imports); and how many random values are drawn for each parameter value.
+Prints median seconds of ``open_clip.create_model`` for each DiffCLIP and its baseline, and how many random values are
+drawn for each parameter value. The models take turns; the first call, which imports, is not counted.
 """
 
 import argparse
@@ -17,7 +17,7 @@ _DRAWS = ("uniform_", "normal_", "normal")
 
 
 class _DrawnValues(TorchDispatchMode):
-    """Counts the values that random initialisation draws."""
+    """Count the values that random initialisation draws."""
 
     drawn = 0
 

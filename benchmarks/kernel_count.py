@@ -1,6 +1,6 @@
-"""Kernels and bytes of an image tower's forward pass on an accelerator:  python benchmarks/kernel_count.py
+"""Count kernels and bytes of an image tower's forward pass on an accelerator:  python benchmarks/kernel_count.py
 
-Counted, not timed, and no accelerator is needed: tensors say they are on CUDA and hold no data (step_check.py), under
+Nothing is timed, and no accelerator is needed: tensors say they are on CUDA and hold no data (step_check.py), under
 autocast with memory-efficient attention. A kernel is an operator that is no view; its bytes are those of the tensors it
 takes and gives, which is what goes through memory if nothing stays in a cache.
 """
@@ -28,7 +28,7 @@ _NO_KERNELS = {
 
 
 class KernelCount(TorchDispatchMode):
-    """Within it, operators are counted by name: ``calls`` and ``bytes``."""
+    """Count calls and bytes of operators by name, within its context."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class KernelCount(TorchDispatchMode):
 
 
 def count(name: str, batch_size: int) -> KernelCount:
-    """Of the named model's image tower."""
+    """Count the kernels of the named model's image tower."""
     model = empty_model(name)
     with simulated_cuda(), torch.no_grad():
         without_data(model)
@@ -57,7 +57,7 @@ def count(name: str, batch_size: int) -> KernelCount:
 
 
 def table(names: tuple[str, str], batch_size: int) -> str:
-    """The second model beside the first, as Markdown: what differs, and the sums."""
+    """Return the second model beside the first as Markdown: the kernels that differ, and the sums."""
     first, second = (count(name, batch_size) for name in names)
     lines = [f"| kernel | {names[0]} | GB | {names[1]} | GB |", "| --- |" + " ---: |" * 4]
     operators = sorted(first.bytes | second.bytes, key=lambda name: first.bytes[name] - second.bytes[name])

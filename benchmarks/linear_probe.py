@@ -1,4 +1,4 @@
-"""How long a sweep's linear probes take:  python benchmarks/linear_probe.py
+"""Measure how long a sweep's linear probes take:  python benchmarks/linear_probe.py
 
 Fits the probe of `diffclip evaluate` for 36 values of C (7 coarse and 29 fine ones around C = 1, of which the search
 visits about half), all on one matrix of 10,000 x 768 features: pixels of the embedded emoji, real images whose
@@ -31,7 +31,7 @@ SIDE = 16  # pixels, 16 x 16 x 3 = 768 features
 
 
 def features(count: int) -> Features:
-    """Pixels of all vendors' emoji and of their mirror images, centred and scaled to variance 1."""
+    """Return pixels of all vendors' emoji and of their mirror images, centred and scaled to variance 1."""
     groups = sorted({concept["group"] for concept in paper_suite.concepts()})
     group_of = {concept["hexcode"]: groups.index(concept["group"]) for concept in paper_suite.concepts()}
     rows, labels = [], []

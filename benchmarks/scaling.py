@@ -1,4 +1,4 @@
-"""Draws scaling.png from results/scaling-*.json:  python benchmarks/scaling.py
+"""Draw scaling.png from results/scaling-*.json:  python benchmarks/scaling.py
 
 Three panels, of batch size, image size and model size; each point is one DiffCLIP's throughput over its own baseline's.
 The commands behind the files are in them, and in README.md.
@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parent
 
 
 def rows(name: str) -> list[dict[str, Any]]:
-    """The differential models' rows of a result file."""
+    """Return the differential models' rows of a result file."""
     figures = json.loads((FOLDER / "results" / f"{name}.json").read_text(encoding="utf-8"))
     return [row for row in figures["rows"] if row["model"].startswith("DiffCLIP")]
 

@@ -1,4 +1,4 @@
-"""What the start-up hook costs an interpreter that never imports open_clip:  python benchmarks/startup.py
+"""Measure what the start-up hook costs an interpreter without open_clip:  python benchmarks/startup.py
 
 Starts the interpreters of two new virtual environments in turn, with the hook's files and without; whole-process
 medians. Run it in an environment that has the package installed.

@@ -1,4 +1,4 @@
-"""step_model.py's activations against real and simulated passes:  python benchmarks/step_check.py
+"""Compare step_model.py's activations with real and simulated passes:  python benchmarks/step_check.py
 
 Real: forward passes on the CPU in float32; autograd's hooks tell what it keeps, which is counted storage by storage.
 The CPU's attention keeps other things than an accelerator's two fused ones, so its terms differ. Simulated: forward
@@ -26,7 +26,11 @@ SIMULATED = ("DiffCLIP-nano", "DiffCLIP-S-16", "DiffCLIP-B-16", "DiffCLIP-L-14",
 
 
 def kept_bytes(run: Callable[[Tensor], Tensor], given: Tensor, owned: set[int]) -> int:
-    """What autograd keeps of a forward pass; ``owned``: storages that count for nothing, the parameters'."""
+    """Return what autograd keeps of a forward pass, in bytes.
+
+    Args:
+        owned: storages that count for nothing, the parameters'.
+    """
     storages: dict[int, Any] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -42,7 +46,7 @@ def kept_bytes(run: Callable[[Tensor], Tensor], given: Tensor, owned: set[int]) 
 
 
 def bytes_of_a_sample(model: Any, batch_sizes: tuple[int, int], device: str) -> tuple[float, float]:
-    """Of an image and of a text."""
+    """Return what autograd keeps of an image and of a text."""
     owned = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     small, large = batch_sizes
     found = []
@@ -58,7 +62,7 @@ def bytes_of_a_sample(model: Any, batch_sizes: tuple[int, int], device: str) -> 
 def efficient_attention(
     q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False
 ) -> Tensor:
-    """CUDA's memory-efficient attention, which FakeTensor would not choose by itself."""
+    """Call CUDA's memory-efficient attention, which FakeTensor would not choose by itself."""
     half = torch.get_autocast_dtype("cuda")
     if attn_mask is not None:
         attn_mask = attn_mask.to(half).expand(*q.shape[:3], k.shape[2])
@@ -69,7 +73,7 @@ def efficient_attention(
 
 @contextmanager
 def simulated_cuda() -> Iterator[None]:
-    """CUDA without a device: fake tensors, its autocast switched on, its attention."""
+    """Simulate CUDA without a device: fake tensors, its autocast switched on, its attention."""
     with FakeTensorMode(), mock.patch.object(F, "scaled_dot_product_attention", efficient_attention):
         torch.set_autocast_enabled("cuda", True)
         try:
@@ -80,12 +84,12 @@ def simulated_cuda() -> Iterator[None]:
 
 
 def without_data(model: Any) -> None:
-    """Give a model tensors that say they are on CUDA; within :func:`simulated_cuda`."""
+    """Give a model tensors that say they are on CUDA, within :func:`simulated_cuda`."""
     model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda"))
 
 
 def simulated(name: str) -> tuple[float, float]:
-    """Bytes of an image and of a text on CUDA under autocast."""
+    """Return what autograd keeps of an image and of a text on CUDA under autocast."""
     model = empty_model(name).train()
     with simulated_cuda():
         without_data(model)
@@ -93,7 +97,7 @@ def simulated(name: str) -> tuple[float, float]:
 
 
 def cpu_bytes(tower: Tower) -> int:
-    """step_model.py's figure in float32 with the CPU's differential attention.
+    """Return step_model.py's figure in float32 with the CPU's differential attention.
 
     In place of both maps' outputs, that keeps the heads before and behind the norm, and in place of the softmaxes' sums
     the pairs' inverse norms. The projection of an image keeps the last norm's whole output, of which it takes a view.
@@ -104,7 +108,7 @@ def cpu_bytes(tower: Tower) -> int:
 
 
 def row(kind: str, name: str, what: str, predicted: float, found: float) -> str:
-    """A line of the table."""
+    """Return a line of the table."""
     error = 100 * (predicted / found - 1)
     return f"| {kind} | `{name}` | {what} | {predicted / 1e6:.2f} | {found / 1e6:.2f} | {error:+.2f} % |"
 

@@ -1,4 +1,4 @@
-"""What a training step takes, predicted by size:  python benchmarks/step_model.py [--batch-size 512]
+"""Predict what a training step takes, by size:  python benchmarks/step_model.py [--batch-size 512]
 
 Parameters, FLOPs of a pair (torch's own counter, on tensors without data), and memory on an accelerator by a model that
 is all here. step_check.py compares the model's activations with those of real and of simulated passes.
@@ -39,25 +39,25 @@ FLOAT, HALF = 4, 2
 
 @dataclass(frozen=True)
 class Tower:
-    """``width`` is C; ``inputs`` are the values of an image (0 for a text), which the patch embedding keeps."""
+    """Hold the sizes of a tower that decide what a step keeps."""
 
-    depth: int
-    width: int
+    depth: int  # blocks
+    width: int  # C
     heads: int
     tokens: int
-    differential: bool
-    quick_gelu: bool
-    inputs: int
+    differential: bool  # its attention
+    quick_gelu: bool  # otherwise GELU
+    inputs: int  # values of an image, which the patch embedding keeps; 0 for a text
 
 
 def empty_model(name: str) -> Any:
-    """The model of that name, its weights on the meta device."""
+    """Return the model of that name with its weights on the meta device."""
     with torch.device("meta"):
         return open_clip.create_model(name, device="meta", output_dict=True)
 
 
 def towers_of(model: Any) -> tuple[Tower, Tower]:
-    """Sizes of the image tower (timm's) and of the text tower (this package's or open_clip's)."""
+    """Return the sizes of the image tower (timm's) and of the text tower (this package's or open_clip's)."""
     trunk, text = model.visual.trunk, model.text
     height, width = model.visual.image_size
     depth, heads = len(trunk.blocks), trunk.blocks[0].attn.num_heads
@@ -73,14 +73,18 @@ def towers_of(model: Any) -> tuple[Tower, Tower]:
 
 
 def text_pass(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The text tower's forward pass, without open_clip's wrapper where that needs the tokens' values."""
+    """Return the text tower's forward pass, without open_clip's wrapper where that needs the tokens' values."""
     if hasattr(model.text, "pooler"):
         return lambda texts: model.text.proj(model.text.transformer(texts).pooler_output)
     return lambda texts: model.text(texts)
 
 
 def block_bytes(tower: Tower, half: int = HALF) -> int:
-    """What a block keeps of a sample for the backward pass, on an accelerator; ``half``: bytes under autocast, or 4."""
+    """Return what a block keeps of a sample for the backward pass on an accelerator, in bytes.
+
+    Args:
+        half: bytes of a value under autocast, or 4 without.
+    """
     hidden = (12 if tower.quick_gelu else 8) * half
     # open_clip's plain text tower copies the heads before the projection, timm's image tower does not
     attention = half * (2 if tower.differential or tower.inputs == 0 else 1)
@@ -89,12 +93,12 @@ def block_bytes(tower: Tower, half: int = HALF) -> int:
 
 
 def sums_bytes(tower: Tower) -> int:
-    """What a block's fused attention keeps of its softmaxes, of a sample."""
+    """Return what a block's fused attention keeps of its softmaxes, in bytes a sample."""
     return FLOAT * tower.heads * -(-tower.tokens // 32) * 32
 
 
 def activation_bytes(towers: Sequence[Tower], checkpointing: bool = False, half: int = HALF) -> int:
-    """What towers keep of a sample for the backward pass, on an accelerator."""
+    """Return what towers keep of a sample for the backward pass on an accelerator, in bytes."""
     streams = [FLOAT * tower.tokens * tower.width for tower in towers]
     ends = sum(streams) + sum(half * tower.inputs for tower in towers)  # before the last norm, and the image
     blocks = [block_bytes(tower, half) for tower in towers]
@@ -105,7 +109,7 @@ def activation_bytes(towers: Sequence[Tower], checkpointing: bool = False, half:
 
 
 def memory_bytes(model: Any, batch_size: int, checkpointing: bool) -> int:
-    """Of one process, for ``batch_size`` pairs."""
+    """Return the memory of one process with ``batch_size`` pairs."""
     return _PARAMETER_BYTES * parameters(model) + batch_size * activation_bytes(towers_of(model), checkpointing)
 
 
@@ -114,9 +118,10 @@ def parameters(model: Any) -> int:
 
 
 def flops(model: Any) -> tuple[int, int]:
-    """Of an image's and a text's forward pass, two a multiply-add; by two fused attentions a layer, as accelerators do.
+    """Return the FLOPs of an image's and of a text's forward pass, two for a multiply-add.
 
-    A training step takes three times as many, four with --grad-checkpointing.
+    Counted with two fused attentions a layer, as accelerators do. A training step takes three times as many, four with
+    --grad-checkpointing.
     """
     image = torch.empty(1, 3, *model.visual.image_size, device="meta")
     text = torch.zeros(1, model.context_length, dtype=torch.long, device="meta")
@@ -129,7 +134,7 @@ def flops(model: Any) -> tuple[int, int]:
 
 
 def table(names: Sequence[str], batch_size: int) -> str:
-    """As Markdown."""
+    """Return the sizes' figures as a Markdown table."""
     lines = [
         "| model | parameters | GFLOPs an image | a text | activations of a pair, MB | with checkpointing "
         f"| GB at {batch_size} pairs | with checkpointing |",

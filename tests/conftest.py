@@ -33,3 +33,11 @@ def eval_root(tmp_path_factory) -> Path:
         for path in (EMOJI / "eval" / source).glob("*.txt"):
             (root / name / path.name).write_text(path.read_text())
     return root
+
+
+@pytest.fixture(scope="session")
+def suite(tmp_path_factory) -> Path:
+    """All of the paper's data sets in small."""
+    from support.evaluation_data import build_suite  # not all environments have what it needs
+
+    return build_suite(tmp_path_factory.mktemp("suite") / "data")

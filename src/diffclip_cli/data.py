@@ -19,7 +19,7 @@ a name of your own, `diffclip evaluate --dataset NAME` does. docs/data.md says w
 
 
 def _torchvision(arguments: argparse.Namespace) -> list[str]:
-    from diffclip_openclip.data import torchvision_sets
+    from diffclip_openclip.data.sources import torchvision_sets
 
     return torchvision_sets.convert(
         arguments.name,
@@ -31,7 +31,7 @@ def _torchvision(arguments: argparse.Namespace) -> list[str]:
 
 
 def _folder(arguments: argparse.Namespace) -> list[str]:
-    from diffclip_openclip.data import folders
+    from diffclip_openclip.data.sources import folders
 
     return folders.convert(
         arguments.name,
@@ -44,7 +44,7 @@ def _folder(arguments: argparse.Namespace) -> list[str]:
 
 
 def _karpathy(arguments: argparse.Namespace) -> list[str]:
-    from diffclip_openclip.data import karpathy
+    from diffclip_openclip.data.sources import karpathy
 
     return karpathy.convert(
         arguments.name,
@@ -57,7 +57,7 @@ def _karpathy(arguments: argparse.Namespace) -> list[str]:
 
 
 def _mmvp(arguments: argparse.Namespace) -> list[str]:
-    from diffclip_openclip.data import mmvp
+    from diffclip_openclip.data.sources import mmvp
 
     return mmvp.convert(source=arguments.source, root=arguments.data, overwrite=arguments.overwrite)
 

@@ -42,8 +42,8 @@ def _evaluate(arguments: argparse.Namespace) -> list[str]:
     from tqdm import tqdm
 
     from diffclip_openclip.evaluation import runner
-    from diffclip_openclip.evaluation.compute import Compute
-    from diffclip_openclip.evaluation.plan import dry_run, missing_lines, plan
+    from diffclip_openclip.evaluation.evaluator import Compute
+    from diffclip_openclip.evaluation.plan import plan
 
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     compute = Compute(
@@ -55,7 +55,7 @@ def _evaluate(arguments: argparse.Namespace) -> list[str]:
     )
     jobs, missing = plan(arguments.model, arguments.data, names=arguments.dataset, tasks=arguments.task)
     if arguments.dry_run:
-        return dry_run(jobs, missing, results=arguments.output, compute=compute)
+        return runner.dry_run(jobs, arguments.output, compute) + missing
     if not jobs:
         chosen = (
             "the data sets and tasks that are named" if arguments.dataset or arguments.task else "the paper's data sets"
@@ -64,7 +64,7 @@ def _evaluate(arguments: argparse.Namespace) -> list[str]:
     failures = runner.evaluate(jobs, arguments.output, compute=compute, log=tqdm.write)
     if failures:
         raise ValueError(f"{len(failures)} of {len(jobs)} failed, the others are in {arguments.output}: {failures[0]}")
-    return missing_lines(missing)
+    return missing
 
 
 def _pope(arguments: argparse.Namespace) -> list[str]:

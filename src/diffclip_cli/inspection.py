@@ -53,10 +53,10 @@ def _lambdas(arguments: argparse.Namespace) -> list[str]:
 
 
 def _bench(arguments: argparse.Namespace) -> list[str]:
-    from diffclip_openclip.bench import measure, results
+    from diffclip_openclip.bench import measure, outputs
 
     if arguments.output is not None:
-        results.check_output(arguments.output, overwrite=arguments.overwrite)
+        outputs.check_output(arguments.output, overwrite=arguments.overwrite)
     settings = measure.settings_of(
         device=arguments.device,
         precision=arguments.precision,
@@ -68,8 +68,8 @@ def _bench(arguments: argparse.Namespace) -> list[str]:
     passes = measure.PASSES[:1] if arguments.forward_only else measure.PASSES
     rows = measure.bench(arguments.model or _BENCH_MODELS, settings, rounds=arguments.rounds, passes=passes)
     if arguments.output is not None:
-        results.save(rows, command=arguments.command, path=arguments.output, overwrite=arguments.overwrite)
-    return [results.table(rows)]
+        outputs.save(rows, command=arguments.command, path=arguments.output, overwrite=arguments.overwrite)
+    return [outputs.table(rows)]
 
 
 def add_commands(command: AddCommand) -> None:

@@ -13,7 +13,7 @@ from diffclip_openclip.attention import (
 )
 from diffclip_openclip.registration import model_names, register
 from diffclip_openclip.towers.configs import DiffCLIPTextConfig, DiffCLIPVisionConfig
-from diffclip_openclip.weights.reference import from_reference, to_reference
+from diffclip_openclip.weights.layouts import from_reference, to_reference
 
 if TYPE_CHECKING:
     from diffclip_openclip.towers.text import DiffCLIPTextModel

@@ -1,4 +1,4 @@
-"""Packages that only some commands need, which pip's extras bring."""
+"""Ask for the packages that only some commands need, which pip's extras bring."""
 
 import importlib
 

@@ -1,4 +1,4 @@
-"""Outputs that appear whole or not at all, and take the place of nothing but their like; and hashes of files."""
+"""Write outputs that appear whole or not at all, and that replace nothing but their like; and hash files."""
 
 import hashlib
 import tempfile
@@ -13,20 +13,14 @@ _LITTER = (".DS_Store", "Thumbs.db")  # of desktops, in every folder that was lo
 
 @dataclass(frozen=True)
 class Folder:
-    """What the directories that a command makes look like, and so which ones it may replace.
+    """Describe the directories that a command makes, and so which ones it may replace."""
 
-    Attributes:
-        what: one of them in words, with an article.
-        names: patterns (``fnmatch``'s) of all files and folders that are ever in one, as paths from it.
-        mark: the name that is never missing.
-    """
-
-    what: str
-    names: tuple[str, ...]
-    mark: str
+    what: str  # one of them in words, with an article
+    names: tuple[str, ...]  # patterns (``fnmatch``'s) of all files and folders that are ever in one, as paths from it
+    mark: str  # the name that is never missing
 
     def difference(self, path: Path) -> str | None:
-        """Why the directory ``path``, which is not empty, is none of them; None where it is one."""
+        """Say why the directory ``path``, which is not empty, is none of them; None where it is one."""
         inside = (entry.relative_to(path).as_posix() for entry in path.rglob("*") if entry.name not in _LITTER)
         for name in inside:
             if not any(fnmatchcase(name, pattern) for pattern in self.names):
@@ -82,7 +76,7 @@ def _is_empty(path: Path) -> bool:
 
 @contextmanager
 def staged(out: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A path inside a new temporary folder, to be made into ``out`` (a file or a directory) by the body.
+    """Yield a path inside a new temporary folder, to be made into ``out`` (a file or a directory) by the body.
 
     It takes ``out``'s place when the body ends well; otherwise nothing of it stays and an old ``out`` is untouched.
     Where ``out`` is a symbolic link, what it leads to is replaced. Which directories may be replaced is for
@@ -118,7 +112,7 @@ def _swap(new: Path, place: Path, old: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Of the file's content, in hexadecimal."""
+    """Hash a file's content; in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -1,11 +1,9 @@
-"""``diffclip bench``: what it writes and refuses. No timing is asserted."""
+"""``diffclip bench`` writes figures and a plot, and refuses bad input; no timing is asserted."""
 
 import json
-import sys
 
 import pytest
 import torch
-from support.common import REPOSITORY, run_host, simulates_cuda
 
 from diffclip_cli.main import main
 from diffclip_openclip.bench import measure as bench
@@ -49,7 +47,7 @@ def test_flags(flags):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--model", "DiffCLIP-X"], "knows no model DiffCLIP-X"),
+        (["--model", "DiffCLIP-X"], "knows no model 'DiffCLIP-X'; near: DiffCLIP-"),
         (["--device", "cuda:7"], "device 'cuda:7' cannot be used here"),
         (["--device", "potato"], "device 'potato' cannot be used here"),
         (["--rounds", "1"], "quartiles need at least 2"),
@@ -74,28 +72,3 @@ def test_peak_is_what_was_held_at_once():
 
     # 12 MB; then 4 + 8 + 4 MB
     assert bench._peak_bytes(step, "cpu") == pytest.approx(16e6, rel=0.01)
-
-
-COUNT = """
-import json, sys
-sys.path.insert(0, sys.argv[1])
-import kernel_count
-plain, differential = (kernel_count.count(name, 2) for name in ("CLIP-nano-baseline", "DiffCLIP-nano"))
-print(json.dumps([differential.calls - plain.calls, differential.bytes - plain.bytes]))
-"""
-
-
-@simulates_cuda
-def test_accelerators_run_no_kernels_over_heads_but_these(tmp_path):
-    """Counted in a pass of CUDA tensors without data, under autocast: no copy, nothing in float32."""
-    printed = run_host([sys.executable, "-c", COUNT, str(REPOSITORY / "benchmarks")], tmp_path).stdout
-    calls, size = json.loads(printed.splitlines()[-1])
-    layers, heads = 4, 2 * 17 * 128 * 2  # batch, tokens, C, bytes
-    assert calls["addcmul"] == calls["_fused_rms_norm"] == calls["_scaled_dot_product_efficient_attention"] == layers
-    weight_and_statistics = 2 * 64 + 2 * 17 * 2 * 4  # 2 d in half precision; samples, tokens, pairs
-    assert size["_fused_rms_norm"] == layers * (2 * heads + weight_and_statistics)
-    assert size["addcmul"] == layers * (3 * heads + 2)  # and lambda
-    assert all(
-        size[name] < layers * heads
-        for name in size.keys() - {"addcmul", "_fused_rms_norm", "_scaled_dot_product_efficient_attention"}
-    )

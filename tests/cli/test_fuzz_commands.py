@@ -27,7 +27,7 @@ def inputs(tmp_path_factory) -> Path:
 # a line of each subcommand that works or, marked !, is refused only where work that takes long or a network would begin
 GOOD = {
     "convert": f"in/{NAME}.pt out/new.safetensors --to timm",
-    "warm-start": f"{PLAIN}:in/{PLAIN}.pt out/new --preprocess slip",
+    "warm-start": f"{PLAIN},in/{PLAIN}.pt out/new --preprocess slip",
     "push !": "in/directory owner/repo",
     "export !": "in/directory --format onnx",
     "data torchvision !": "cifar10 --source in/empty --data out/folder",
@@ -48,7 +48,7 @@ PLACES = ["cut.pt", "image.png", "dataset.json", "noise.bin", "empty", "director
 WORDS = JUNK + NUMBERS + [f"in/{name}" for name in (*PLACES, "noise.bin/a", f"{NAME}.pt")] + ["in", os.devnull]
 WORDS += ["out", "out/file", "out/file/a", "out/folder", "out/no/such", "out/new", "out/a.svg", "out/a.json"]
 WORDS += [f"{NAME},in/cut.pt", f"{PLAIN},in/{NAME}.pt", f"{NAME}:in/{NAME}.pt", f"{NAME},", "DiffCLIP-X"]
-WORDS += ["local-dir:in/directory", "local-dir:", "ViT-B-32:openai", "a=CC12M/CLIP"]
+WORDS += ["local-dir:in/directory", "local-dir:", "ViT-B-32,openai", "a=CC12M/CLIP"]
 # what takes minutes, or shows a traceback on purpose
 _LEFT_OUT = {"--compile", "--debug"}
 PARSERS = dict(leaves(build_parser()))

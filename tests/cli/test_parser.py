@@ -10,10 +10,10 @@ from support.fuzz import leaves
 from diffclip_cli.arguments import MODEL, MODELS, SOURCE, SOURCES
 from diffclip_cli.main import build_parser
 from diffclip_openclip import __version__
-from diffclip_openclip.evaluation.compute import PRECISIONS, Compute
-from diffclip_openclip.evaluation.suite import POPE_CATEGORIES, TASKS
+from diffclip_openclip.data.catalog import POPE_CATEGORIES, TASKS
+from diffclip_openclip.evaluation.evaluator import PRECISIONS, Compute
 from diffclip_openclip.explain.pictures import COLORMAP
-from diffclip_openclip.weights.architecture import VARIANTS
+from diffclip_openclip.models import VARIANTS
 from diffclip_openclip.weights.source import PREPROCESS
 
 PARSERS = dict(leaves(build_parser()))

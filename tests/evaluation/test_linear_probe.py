@@ -10,8 +10,8 @@ from sklearn.linear_model import LogisticRegression
 from support.evaluation_data import emoji_pixels
 
 from diffclip_openclip.evaluation import linear_probe
-from diffclip_openclip.evaluation.features import Features
-from diffclip_openclip.evaluation.linear_probe import COARSE, accuracy, fit, hold_out, objective, search
+from diffclip_openclip.evaluation.features import Features, hold_out
+from diffclip_openclip.evaluation.linear_probe import COARSE, accuracy, fit, objective, search
 
 
 @pytest.fixture(scope="module")
@@ -152,15 +152,15 @@ def test_hold_out_is_a_fifth_and_follows_the_seed(pixels):
     assert not torch.equal(hold_out(pixels, 1)[1].features, val.features)
 
 
-def test_evaluate_scores_the_test_split_with_train_and_val():
+def test_the_test_split_is_scored_with_train_and_val():
     """Points on axes: class 2 is in val only, so a probe of train alone cannot know it."""
 
     def axis(labels):
         return Features(torch.eye(3)[torch.tensor(labels)] * 4, torch.tensor(labels))
 
-    metrics = linear_probe.evaluate(axis([0, 1] * 8), axis([0, 1, 2] * 4), axis([0, 0, 1, 2]), per_class=True)
+    metrics = linear_probe.score_probe(axis([0, 1] * 8), axis([0, 1, 2] * 4), axis([0, 0, 1, 2]), per_class=True)
     assert metrics["accuracy"] == metrics["mean_per_class_recall"] == 1.0
     wrong = axis([0, 0, 0, 1])._replace(labels=torch.tensor([0, 0, 0, 2]))
-    metrics = linear_probe.evaluate(axis([0, 1, 2] * 8), axis([0, 1, 2] * 4), wrong, per_class=False)
+    metrics = linear_probe.score_probe(axis([0, 1, 2] * 8), axis([0, 1, 2] * 4), wrong, per_class=False)
     assert metrics["accuracy"] == metrics["acc1"] == 0.75
     assert metrics["mean_per_class_recall"] == 0.5

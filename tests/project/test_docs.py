@@ -17,7 +17,8 @@ from support.warm import run_warm
 
 from diffclip_cli.main import main
 from diffclip_openclip import model_names
-from diffclip_openclip.evaluation import results, suite
+from diffclip_openclip.data import catalog
+from diffclip_openclip.evaluation import results
 from diffclip_openclip.extras import require
 from diffclip_openclip.report.paper import find_row, load_paper
 
@@ -38,8 +39,10 @@ def workspace(tmp_path_factory) -> Path:
     assert main(["convert", str(folder / "logs" / "run" / "checkpoints" / "epoch_1.pt"), str(folder / "OUT")]) == 0
     [(_, drawing)] = read_tar(EMOJI / "train" / "noto.tar", 1)
     Image.open(io.BytesIO(drawing)).save(folder / "photo.jpg")
-    identity = results.Identity(suite.FEW_SHOT, "dtd", MODEL, MODEL, "epoch_1.pt", "0" * 64, "1" * 64, "fp32", 0)
-    results.write(identity, folder / "RESULTS", {"accuracy": 0.5}, "cpu", 1.0)
+    hashes = {"checkpoint_sha256": "0" * 64, "dataset_sha256": "1" * 64}
+    model = {"label": MODEL, "model": MODEL, "pretrained": "epoch_1.pt"} | hashes
+    identity = results.Identity(task=catalog.FEW_SHOT, dataset="dtd", **model, precision="fp32", seed=0)
+    results.write(identity, folder / "RESULTS", {"accuracy": 0.5}, device="cpu", seconds=1.0)
     return folder
 
 
@@ -160,12 +163,14 @@ def test_extras():
 
 
 def test_tasks_and_data_sets():
-    rows = {row[0]: row[1] for row in _rows("evaluation.md")}
-    sets = {task: [d.name for d in suite.DATA_SETS if task in d.tasks] for task in (suite.ZERO_SHOT, suite.RETRIEVAL)}
-    sets[suite.LINEAR_PROBE] = [d.name for d in suite.DATA_SETS if suite.LINEAR_PROBE in d.tasks]
-    for task, names in sets.items():
-        assert rows[task].split(", ") == names
-    assert {suite.FEW_SHOT, suite.MMVP, suite.POPE} <= rows.keys()
+    rows = {row[0]: row[1:] for row in _rows("evaluation.md")}
+    for task in (catalog.ZERO_SHOT, catalog.RETRIEVAL, catalog.LINEAR_PROBE):
+        own = [data_set for data_set in catalog.DATA_SETS if task in data_set.tasks]
+        assert rows[task][0].split(", ") == [data_set.name for data_set in own]
+    for task in catalog.TASKS:
+        places = {place for data_set in catalog.DATA_SETS if task in data_set.tasks for place in data_set.paper}
+        assert set(rows[task][2].split(", ")) == places
+    assert catalog.POPE in rows
 
 
 def test_fields_of_a_result(workspace):

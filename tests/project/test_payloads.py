@@ -100,7 +100,7 @@ def data(tmp_path) -> Path:
 COMMANDS = {
     "convert": lambda at: ["convert", at["checkpoint"], at["out"]],
     "convert a directory": lambda at: ["convert", at["directory"], at["out"]],
-    "warm-start": lambda at: ["warm-start", f"CLIP-nano-baseline:{at['checkpoint']}", at["out"]],
+    "warm-start": lambda at: ["warm-start", f"CLIP-nano-baseline,{at['checkpoint']}", at["out"]],
     "warm-start a directory": lambda at: ["warm-start", f"local-dir:{at['directory']}", at["out"]],
     "export": lambda at: ["export", at["directory"], "--format", "onnx"],
     "evaluate": lambda at: _evaluate(f"{NAME},{at['checkpoint']}", at),

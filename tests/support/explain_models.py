@@ -1,4 +1,4 @@
-"""Small CLIPs with every kind of attention that diffclip_openclip.explain knows: two layers, 3 x 4 patches."""
+"""Build small CLIPs with every kind of attention that diffclip_openclip.explain knows: two layers, 3 x 4 patches."""
 
 from typing import Any
 
@@ -74,7 +74,7 @@ def text_tower(kind: str) -> nn.Module:
 
 
 def clip(image: str = "v1", text: str = "open_clip", seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Module:
-    """A CustomTextCLIP in evaluation mode, with weights that make attention maps far from uniform."""
+    """Build a CustomTextCLIP in evaluation mode, with weights that make attention maps far from uniform."""
     model = open_clip.CustomTextCLIP(
         EMBED_DIM,
         {"image_size": 8, "patch_size": 8, "width": 8, "layers": 1, "head_width": 8},
@@ -85,7 +85,7 @@ def clip(image: str = "v1", text: str = "open_clip", seed: int = 0, dtype: torch
 
 
 def plain_clip(seed: int = 0) -> nn.Module:
-    """open_clip's CLIP, whose text tower is not a module of its own."""
+    """Build open_clip's CLIP, whose text tower is not a module of its own."""
     vision_cfg = {"image_size": SIZE, "patch_size": 8, "width": 32, "layers": 2, "head_width": 8}
     text_cfg = {"context_length": CONTEXT, "vocab_size": VOCAB, "width": 24, "heads": 4, "layers": 2}
     return randomized(open_clip.CLIP(EMBED_DIM, vision_cfg, text_cfg), seed).double().eval()
@@ -110,7 +110,7 @@ def images(count: int = 3, dtype: torch.dtype = torch.float64) -> torch.Tensor:
 
 
 def texts(count: int = 2) -> torch.Tensor:
-    """Token ids, each with an end-of-text token and padding behind it."""
+    """Draw token ids, each text with an end-of-text token and padding behind it."""
     generator = torch.Generator().manual_seed(2)
     ids = torch.randint(1, VOCAB - 2, (count, CONTEXT), generator=generator)
     for i in range(count):
@@ -120,6 +120,6 @@ def texts(count: int = 2) -> torch.Tensor:
 
 
 def hooks_of(model: nn.Module) -> int:
-    """How many hooks there are in ``model``."""
+    """Count the hooks in ``model``."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)

@@ -1,4 +1,6 @@
-"""A stand-in for the Hugging Face Hub on loopback: the endpoints of model repositories that huggingface_hub uses.
+"""A stand-in for the Hugging Face Hub on loopback: the endpoints that huggingface_hub uses for model repositories.
+
+Data sets are read by the same endpoints, and share the models' names.
 
 Unchanged hosts talk to it from subprocesses::
 
@@ -6,7 +8,7 @@ Unchanged hosts talk to it from subprocesses::
         hub.add_repo("owner/repo", {"config.json": b"{}"})
         run_python(code, tmp_path, **hub.environment(tmp_path / "home", token=hub.token))
 
-Not spoken: data sets and spaces, branches, pull requests, the xet protocol.
+Not spoken: writing data sets, spaces, branches, pull requests, the xet protocol.
 """
 
 import base64
@@ -309,6 +311,15 @@ class HubStandIn:
         deep = call.query.get("recursive", ["false"])[0].lower() in ("true", "1")
         return Reply([entry for path, entry in entries.items() if deep or "/" not in path.removeprefix(prefix)])
 
+    def paths_info(self, call: Call, name: str, revision: str) -> Reply:
+        """Describe those of the asked-for files that are there."""
+        _, files = self._revision(call, name, revision)
+        is_form = call.headers.get("Content-Type") == "application/x-www-form-urlencoded"
+        asked = parse_qs(call.body.decode())["paths"] if is_form else call.json["paths"]
+        return Reply(
+            [{"type": "file", "path": path} | files[path].describe("oid", "oid") for path in asked if path in files]
+        )
+
     def resolve(self, call: Call, name: str, revision: str, path: str) -> Reply:
         """A file, or what a Range header asks of it. The hub redirects to a content network for LFS files."""
         commit, files = self._revision(call, name, revision)
@@ -327,6 +338,7 @@ class HubStandIn:
         return Reply(data[start : end + 1], 206, headers | {"Content-Range": f"bytes {start}-{end}/{blob.size}"})
 
 
+KIND = "(?:models|datasets)"  # one set of names for both
 NAME = r"(?P<name>[^/]+(?:/[^/]+)?)"
 REVISION = r"(?P<revision>[^/]+)"
 ROUTES: list[tuple[str, re.Pattern[str], Callable[..., Reply]]] = [
@@ -337,9 +349,10 @@ ROUTES: list[tuple[str, re.Pattern[str], Callable[..., Reply]]] = [
     ("POST", re.compile(f"/{NAME}[.]git/info/lfs/objects/batch"), HubStandIn.lfs_batch),
     ("PUT", re.compile("/upload/(?P<key>[0-9a-f]+)"), HubStandIn.lfs_upload),
     ("POST", re.compile(f"/api/models/{NAME}/commit/{REVISION}"), HubStandIn.commit),
-    ("GET", re.compile(f"/api/models/{NAME}/tree/{REVISION}(?:/(?P<folder>.+))?"), HubStandIn.tree),
-    ("GET", re.compile(f"/api/models/{NAME}(?:/revision/{REVISION})?"), HubStandIn.info),
-    ("GET HEAD", re.compile(f"/{NAME}/resolve/{REVISION}/(?P<path>.+)"), HubStandIn.resolve),
+    ("GET", re.compile(f"/api/{KIND}/{NAME}/tree/{REVISION}(?:/(?P<folder>.+))?"), HubStandIn.tree),
+    ("POST", re.compile(f"/api/{KIND}/{NAME}/paths-info/{REVISION}"), HubStandIn.paths_info),
+    ("GET", re.compile(f"/api/{KIND}/{NAME}(?:/revision/{REVISION})?"), HubStandIn.info),
+    ("GET HEAD", re.compile(f"(?:/datasets)?/{NAME}/resolve/{REVISION}/(?P<path>.+)"), HubStandIn.resolve),
 ]
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from support.checkpoints import save_as_published
 from support.common import run_host, run_python
 from support.hub_stand_in import HubStandIn
-from test_weights_convert import save_as_published
 
 from diffclip_cli.main import main
 from diffclip_openclip.explain.lambda_report import show_lambdas
@@ -62,7 +62,7 @@ def test_push_and_load_anywhere(hub, model, checkpoint, tmp_path):
     assert code == 0, error
     assert "hf-hub:owner/nano" in said
     files = hub.files("owner/nano")
-    assert {"README.md", "config.json", "open_clip_config.json", "open_clip_model.safetensors"} <= files.keys()
+    assert {path.name for path in out.iterdir()} <= files.keys()
     config = json.loads(files["open_clip_config.json"])
     assert config["model_cfg"]["text_cfg"]["hf_model_name"] == "owner/nano"
     assert str(out) in (out / "open_clip_config.json").read_text()  # the local one is as it was
@@ -72,7 +72,8 @@ def test_push_and_load_anywhere(hub, model, checkpoint, tmp_path):
         "tokens = open_clip.get_tokenizer('hf-hub:owner/nano')(['a mug'])\n"
         "torch.save(model.eval().encode_text(tokens).detach(), 'text.pt')\n"
         "assert 'bilinear' in str(preprocess)\n"
-        "from transformers import AutoModel\n"
+        "from transformers import AutoModel, AutoTokenizer\n"
+        "assert AutoTokenizer.from_pretrained('owner/nano')(['a mug'])['input_ids'] == [tokens[0, :4].tolist()]\n"
         "text = AutoModel.from_pretrained('owner/nano')\n"
         "assert all(torch.equal(a, b) for a, b in zip(text.state_dict().values(),"
         " model.text.transformer.state_dict().values(), strict=True))"

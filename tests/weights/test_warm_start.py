@@ -12,8 +12,7 @@ from support.common import run_host, script, train_arguments
 from diffclip_cli.main import main
 from diffclip_openclip.weights import warm_starting
 from diffclip_openclip.weights.architecture import recognize
-from diffclip_openclip.weights.directory import write_directory
-from diffclip_openclip.weights.source import PREPROCESS
+from diffclip_openclip.weights.directory import PREPROCESS, write_directory
 from diffclip_openclip.weights.warm_starting import with_twin_queries
 
 _LONG = pytest.mark.slow  # each builds two models of 150 to 430 million parameters in float64
@@ -71,7 +70,7 @@ def _write_source(tmp_path: Path, name: str = "CLIP-nano-baseline"):
 def test_command(tmp_path, capsys):
     source, path = _write_source(tmp_path)
     out = tmp_path / "OUT"
-    arguments = ["warm-start", f"CLIP-nano-baseline:{path}", str(out)]
+    arguments = ["warm-start", f"CLIP-nano-baseline,{path}", str(out)]
     assert main(arguments) == 2
     assert "--preprocess" in capsys.readouterr().err
     assert main([*arguments, "--preprocess", "slip"]) == 0
@@ -102,7 +101,7 @@ def test_a_pretrained_tag_brings_its_own_activation_and_preprocessing(tmp_path, 
     weights = tmp_path / "openai.pt"
     torch.save(open_clip.create_model("ViT-B-32").state_dict(), weights)
     monkeypatch.setattr("open_clip.factory.download_pretrained", lambda *_, **__: str(weights))
-    assert main(["warm-start", "ViT-B-32:openai", str(tmp_path / "OUT")]) == 0
+    assert main(["warm-start", "ViT-B-32,openai", str(tmp_path / "OUT")]) == 0
     config = json.loads((tmp_path / "OUT" / "open_clip_config.json").read_text())
     assert config["model_cfg"]["vision_cfg"]["timm_model_name"] == "vit_base_patch32_clip_quickgelu_diffclip_v2_224"
     assert json.loads((tmp_path / "OUT" / "config.json").read_text())["hidden_act"] == "quick_gelu"
@@ -133,10 +132,10 @@ def test_an_option_that_weights_do_not_show_is_noticed(tmp_path, capsys):
     with pytest.raises(ValueError, match="embeddings differ by"):
         write_directory(
             tmp_path / "OUT",
-            state_dict,
-            architecture,
-            PREPROCESS["openai"],
-            "",
+            state_dict=state_dict,
+            architecture=architecture,
+            preprocess_cfg=PREPROCESS["openai"],
+            card="",
             check=lambda new: warm_starting._compare(source, new),
         )
     assert list(tmp_path.iterdir()) == []
@@ -172,7 +171,7 @@ def test_the_two_queries_part():
 def test_training_continues_with_the_unchanged_trainer(train_shard, tmp_path):
     _, path = _write_source(tmp_path)
     out = tmp_path / "OUT"
-    assert main(["warm-start", f"CLIP-nano-baseline:{path}", str(out), "--preprocess", "slip"]) == 0
+    assert main(["warm-start", f"CLIP-nano-baseline,{path}", str(out), "--preprocess", "slip"]) == 0
     arguments = train_arguments(train_shard)
     arguments[arguments.index("DiffCLIP-nano")] = f"local-dir:{out}"
     run_host([script("open_clip_train"), *arguments, "--epochs", "1", "--lr", "1e-3"], tmp_path)

@@ -1,1 +1,1 @@
-"""Speed and memory of models, measured beside each other."""
+"""Measure speed and memory of models beside each other: ``diffclip bench``."""

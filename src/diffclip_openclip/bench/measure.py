@@ -1,6 +1,6 @@
-"""Speed and memory of open_clip models beside each other: the work of ``diffclip bench``.
+"""Measure speed and memory of open_clip models beside each other: the work of ``diffclip bench``.
 
-Models take turns, so that a machine whose speed drifts slows all of them alike; what counts are each turn's ratios.
+Models take turns, so that a machine whose speed drifts slows all of them alike. What counts are each turn's ratios.
 """
 
 import contextlib
@@ -17,9 +17,11 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip.factory import parse_model_name
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
+
+from diffclip_openclip.weights.loading import loading_errors
+from diffclip_openclip.weights.spec import parse_spec
 
 PASSES = ("forward", "train step")
 _WARM_UP = 3  # turns that are not counted: compilation, allocator, caches
@@ -27,56 +29,56 @@ _WARM_UP = 3  # turns that are not counted: compilation, allocator, caches
 
 @dataclass(frozen=True)
 class Setting:
-    """What models are compared under.
+    """Describe what models are compared under."""
 
-    ``precision`` is "fp32", "amp_bf16" or "pure_bf16", open_clip's names; ``image_size`` is in pixels, None for each
-    model's own.
-    """
-
-    device: str = "cpu"
-    precision: str = "fp32"
-    compile: bool = False
+    device: str = "cpu"  # torch's name
+    precision: str = "fp32"  # open_clip's name: "fp32", "amp_bf16" or "pure_bf16"
+    compile: bool = False  # torch.compile the models
     grad_checkpointing: bool = False
     batch_size: int = 8
-    image_size: int | None = None
+    image_size: int | None = None  # in pixels; None for each model's own
 
 
 @dataclass(frozen=True)
-class Row:
-    """One model's figures in one setting.
-
-    ``seconds`` are the turns'. ``ratio`` is the throughput over the first model's: the median over turns, with the
-    quartiles in ``ratio_quartiles``. ``peak_bytes`` is what a pass allocates at most, on top of what was there, None
-    where torch does not tell.
-    """
+class Measurement:
+    """Hold one model's figures of one pass in one setting."""
 
     model: str
-    what: str
+    what: str  # one of PASSES
     setting: Setting
-    seconds: list[float]
+    seconds: list[float]  # of each turn
     images_per_second: float
-    ratio: float
+    ratio: float  # throughput over the first model's, median over turns
     ratio_quartiles: tuple[float, float]
-    peak_bytes: int | None
+    peak_bytes: int | None  # what a pass allocates at most on top of what was there; None where torch does not tell
 
 
-def bench(models: Sequence[str], settings: Iterable[Setting], rounds: int, passes: Sequence[str] = PASSES) -> list[Row]:
+def bench(
+    models: Sequence[str], settings: Iterable[Setting], *, rounds: int, passes: Sequence[str] = PASSES
+) -> list[Measurement]:
     """Measure ``models`` against the first of them in each setting and pass.
 
     A train step is forward, contrastive loss, backward and a step of AdamW.
 
+    Args:
+        models: any form of the grammar in :mod:`~diffclip_openclip.weights.spec` that open_clip builds; weights are
+            optional.
+        rounds: turns of each model that are counted.
+        passes: of :data:`PASSES`.
+
     Raises:
-        ValueError: an unknown model, a device that is not there, or fewer than two rounds.
+        ValueError: a model is unknown, cannot run in a setting or has weights of another one, or there are fewer than
+            two rounds.
+        FileNotFoundError: a directory or checkpoint file is not there.
     """
     if rounds < 2:
         raise ValueError(f"rounds is {rounds}; quartiles need at least 2")
-    named = [name for name in models if parse_model_name(name)[0] is None]
-    if unknown := [name for name in named if name not in open_clip.list_models()]:
-        raise ValueError(f"open_clip knows no model {', '.join(unknown)}; open_clip.list_models() lists all")
-    return [row for setting in settings for what in passes for row in _compare(models, setting, what, rounds)]
+    for model in models:
+        parse_spec(model, needs_weights=False)
+    return [found for setting in settings for what in passes for found in _compare(models, setting, what, rounds)]
 
 
-def _compare(models: Sequence[str], setting: Setting, what: str, rounds: int) -> list[Row]:
+def _compare(models: Sequence[str], setting: Setting, what: str, rounds: int) -> list[Measurement]:
     torch.compiler.reset()  # a second size would be compiled for any size, which is slower
     try:
         steps = [_step(name, setting, what) for name in models]
@@ -92,26 +94,29 @@ def _compare(models: Sequence[str], setting: Setting, what: str, rounds: int) ->
             _wait(setting.device)
             if turn >= _WARM_UP:
                 times.append(time.perf_counter() - start)
-    rows = []
+    found = []
     for name, times, peak in zip(models, seconds, peaks, strict=True):
         ratios = [base / own for base, own in zip(seconds[0], times, strict=True)]
         low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
         throughput = setting.batch_size / statistics.median(times)
-        rows.append(Row(name, what, setting, times, throughput, statistics.median(ratios), (low, high), peak))
-    return rows
+        found.append(Measurement(name, what, setting, times, throughput, statistics.median(ratios), (low, high), peak))
+    return found
 
 
 def _step(name: str, setting: Setting, what: str) -> Callable[[], object]:
     torch.manual_seed(0)
     device = torch.device(setting.device)
     half = setting.precision == "pure_bf16"
-    model: Any = open_clip.create_model(
-        name,
-        precision=setting.precision if half else "fp32",
-        device=device,
-        force_image_size=setting.image_size,
-        output_dict=True,
-    )
+    spec = parse_spec(name, needs_weights=False)
+    with loading_errors(name) if spec.has_weights else contextlib.nullcontext():
+        model: Any = open_clip.create_model(
+            spec.name,
+            pretrained=spec.pretrained or None,
+            precision=setting.precision if half else "fp32",
+            device=device,
+            force_image_size=setting.image_size,
+            output_dict=True,
+        )
     dtype = torch.bfloat16 if half else torch.float32
     images = torch.randn(setting.batch_size, 3, *model.visual.image_size, device=device, dtype=dtype)
     texts = torch.randint(1, 49407, (setting.batch_size, model.context_length), device=device)
@@ -150,8 +155,8 @@ def _wait(device: str) -> None:
 
 
 def _peak_bytes(step: Callable[[], object], device: str) -> int | None:
-    """What a step allocates at most on top of what was there, parameters and optimizer state being there already."""
-    step()
+    """Return what a step allocates at most on top of what was there; None where torch does not tell."""
+    step()  # makes the optimizer's state, which is not to count
     kind = torch.device(device).type
     if kind not in ("cpu", "cuda"):
         return None
@@ -175,7 +180,8 @@ def _peak_bytes(step: Callable[[], object], device: str) -> int | None:
 
 @contextlib.contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """The profiler's C++ side logs its start and stop there, whatever its log level."""
+    """Keep stderr quiet in the body."""
+    # the profiler's C++ side logs its start and stop there, whatever its log level
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -187,6 +193,7 @@ def _quiet_stderr() -> Iterator[None]:
 
 
 def settings_of(
+    *,
     device: str,
     precision: str,
     compile: bool,
@@ -194,10 +201,10 @@ def settings_of(
     batch_sizes: Sequence[int],
     image_sizes: Sequence[int | None],
 ) -> list[Setting]:
-    """Every combination of batch and image size.
+    """Return a setting for every combination of batch and image size.
 
     Raises:
-        ValueError: a size that is not positive, or a device that torch does not have here.
+        ValueError: a size is not positive, or torch does not have the device here.
     """
     if bad := [size for size in (*batch_sizes, *image_sizes) if size is not None and size < 1]:
         raise ValueError(f"sizes must be positive, not {bad[0]}")

@@ -1,6 +1,6 @@
-"""Data sets of other forms in the one layout that the evaluation reads; the work of ``diffclip data``.
+"""Data sets in the one layout that the evaluation reads, and how they are made; nothing here knows of models.
 
-``images``, ``writer`` (the layout) and ``names`` (class names, templates) carry one module for each form of source:
-``torchvision_sets`` (with ``labelled``), ``folders``, ``karpathy`` and ``mmvp``. docs/data.md says which data set
-comes from where.
+Read ``catalog`` (the paper's data sets) first. ``layout`` says where a data set's files lie, ``remote`` opens those
+behind URLs, ``shards`` gives their samples and ``images`` their pixels. ``writer`` writes the layout for ``sources``,
+which has a module for each form of ``diffclip data``; ``classes`` has class names and templates.
 """

@@ -1,24 +1,53 @@
-"""Images as bytes for a shard: a file's own where every reader takes its format, lossless PNG otherwise."""
+"""Images: from a shard's bytes to the RGB that models see, and from a file to a shard's bytes."""
 
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
-
-from diffclip_openclip.data.rgb import to_rgb
 
 ImageSource = Path | Image.Image
 
-# formats that clip_benchmark's reader takes, by Pillow's names. Files' suffixes say little: SUN397 has PNG, GIF and
-# BMP named .jpg. MPO is a JPEG with more pictures behind the first
+# The extensions of images in shards that clip_benchmark reads.
+EXTENSIONS = ("webp", "png", "jpg", "jpeg")
+
+# Formats whose files go into shards as they are, by Pillow's names, with their extensions there. A file's own suffix
+# says little: SUN397 has PNG, GIF and BMP named .jpg. MPO is a JPEG with more pictures behind the first.
 _KEPT = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 
 
-def encode(image: ImageSource) -> tuple[str, bytes]:
-    """An image's extension and bytes, after it has been decoded once.
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image to RGB with 8 bits a channel, as open_clip's training and clip_benchmark do.
 
-    Of a file in JPEG, PNG or WebP the bytes are the file's own, in whatever mode (readers convert to RGB). Greys of 16
-    bits, which readers would clip, and other formats become a PNG of the first frame in RGB.
+    What is transparent shows its colour. Greys of 16 bits are scaled; Pillow's own conversion would clip them at 255.
+
+    Raises:
+        ValueError: pixels whose range is not known, floating-point or integers of 32 bits.
+    """
+    if image.mode in ("F", "I"):
+        kind = "floating-point numbers" if image.mode == "F" else "integers of 32 bits"
+        raise ValueError(f"its pixels are {kind}, whose range is not known; save it with 8 or 16 bits a channel")
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    return image.convert("RGB")
+
+
+def decode(data: bytes) -> Image.Image:
+    """Decode the bytes of an image to RGB; see :func:`to_rgb`.
+
+    Raises:
+        OSError: bytes that Pillow cannot read as an image.
+        ValueError: as :func:`to_rgb`.
+    """
+    with Image.open(BytesIO(data)) as image:
+        return to_rgb(image)
+
+
+def encode(image: ImageSource) -> tuple[str, bytes]:
+    """Return an image's extension and bytes in a shard, after decoding it once.
+
+    A file in JPEG, PNG or WebP keeps its bytes, in whatever mode, as readers convert to RGB. Greys of 16 bits, which
+    readers would clip, and other formats become a PNG of the first frame in RGB.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -1,8 +1,8 @@
-"""clip_benchmark's webdataset layout: ROOT/DATASET/SPLIT/{0..}.tar, nshards.txt, and text files beside the splits.
+"""Write data sets in the layout that :mod:`.layout` describes.
 
-Source: clip_benchmark@1.6.2:clip_benchmark/datasets/builder.py, build_wds_dataset. Its own
-``webdataset_builder.convert_dataset`` writes the same, but in place, so that a run that ends early leaves part of a
-split, and with a lambda for its workers, which cannot be started where Python spawns processes.
+clip_benchmark's own ``webdataset_builder.convert_dataset`` (clip_benchmark@1.6.2) writes the same, but in place, so
+that a run that ends early leaves part of a split, and with a lambda for its workers, which cannot be started where
+Python spawns processes.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,51 +14,62 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from diffclip_openclip.data.catalog import size_warning
 from diffclip_openclip.data.images import ImageSource, encode
-from diffclip_openclip.evaluation.published import size_note
+from diffclip_openclip.data.layout import CLASS_NAMES, METADATA, SHARD_COUNT, TEMPLATES, TYPE
 from diffclip_openclip.extras import require
 from diffclip_openclip.files import Folder, check_place, staged
 
 SHARD_SIZE = 1000  # samples; readers decode shards in parallel
+# The names of at most 10,000 shards, as patterns of fnmatch.
 _SHARDS = ("[0-9].tar", "[1-9][0-9].tar", "[1-9][0-9][0-9].tar", "[1-9][0-9][0-9][0-9].tar")
-_SPLIT = Folder("a split of a data set", ("nshards.txt", *_SHARDS), mark="nshards.txt")
-_METADATA = ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt")
+_SPLIT = Folder("a split of a data set", (SHARD_COUNT, *_SHARDS), mark=SHARD_COUNT)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An image, and the files that go with it by their extension (``cls``, ``txt``, ``json``)."""
+    """Hold an image with the files that go with it."""
 
     image: ImageSource
+    # Contents by extension: cls, txt, json.
     fields: Mapping[str, bytes]
 
 
 def classified(image: ImageSource, label: int) -> Sample:
-    """A sample of a classification set; ``label`` counts from 0."""
+    """Make a sample of a classification set; ``label`` counts from 0."""
     return Sample(image, {"cls": str(label).encode("ascii")})
 
 
 def classification_metadata(classes: Sequence[str], templates: Sequence[str]) -> dict[str, str]:
-    """The text files of a classification set: line i of the class names is class i, templates hold ``{c}``."""
-    return {_METADATA[0]: "".join(f"{name}\n" for name in classes), _METADATA[1]: "".join(f"{t}\n" for t in templates)}
+    """Make the text files of a classification set.
+
+    Args:
+        classes: names by label.
+        templates: texts with ``{c}`` for the class name.
+    """
+    return {CLASS_NAMES: "".join(f"{name}\n" for name in classes), TEMPLATES: "".join(f"{t}\n" for t in templates)}
 
 
 def retrieval_metadata() -> dict[str, str]:
-    """The text file of a set of images with captions."""
-    return {_METADATA[2]: "retrieval\n"}
+    """Make the text file of a set of images with captions."""
+    return {TYPE: "retrieval\n"}
 
 
 @dataclass(frozen=True)
 class Split:
-    """A split to be written to ROOT/DATASET/NAME.
+    """Hold what is known of a split before it is written.
 
     Raises:
         ValueError: ``dataset`` or ``name`` is no name for a folder.
     """
 
+    # The folder of all data sets.
     root: Path
+    # The data set's name.
     dataset: str
+    # The split's name.
     name: str
+    # Whether a split that is there is replaced.
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -68,11 +79,12 @@ class Split:
 
     @property
     def folder(self) -> Path:
+        """ROOT/DATASET/SPLIT."""
         return self.root / self.dataset / self.name
 
     def finished(self) -> list[str]:
-        """A line that says so where the split is complete and is to stay, otherwise nothing."""
-        count = self.folder / "nshards.txt"
+        """Return a line to show where the split is complete and is to stay, otherwise nothing."""
+        count = self.folder / SHARD_COUNT
         if self.overwrite or not count.is_file():
             return []
         text = count.read_text(encoding="utf-8").strip()
@@ -105,12 +117,13 @@ class Split:
         with _made(home), staged(self.folder, self.overwrite) as new:
             new.mkdir()
             shards = _write_shards(new, samples, total, f"{self.dataset}/{self.name}")
-            (new / "nshards.txt").write_text(f"{shards}\n", encoding="ascii")
+            (new / SHARD_COUNT).write_text(f"{shards}\n", encoding="ascii")
             _write_metadata(home, metadata)
-        return [f"{self.folder}: {total:,} images in {shards} shards", *size_note(self.dataset, self.name, total)]
+        return [f"{self.folder}: {total:,} images in {shards} shards", *size_warning(self.dataset, self.name, total)]
 
 
 def _write_shards(folder: Path, samples: Iterable[Sample], total: int, title: str) -> int:
+    """Write samples to shards in their order, and return the number of shards."""
     from webdataset import TarWriter
 
     numbered, shards = enumerate(samples), 0
@@ -128,7 +141,7 @@ def _write_shards(folder: Path, samples: Iterable[Sample], total: int, title: st
 
 @contextmanager
 def _made(folder: Path) -> Iterator[None]:
-    """Make a folder; where the body fails, take away what was made for it and is empty."""
+    """Make a folder; where the body fails, remove it and the folders that were made above it, if they are empty."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -141,7 +154,8 @@ def _made(folder: Path) -> Iterator[None]:
 
 
 def _check_metadata(home: Path, metadata: Mapping[str, str], overwrite: bool) -> None:
-    for name in _METADATA:
+    """Refuse text files that would contradict those of the splits that are there."""
+    for name in METADATA:
         path = home / name
         if not overwrite and path.is_file() and path.read_text(encoding="utf-8") != metadata.get(name):
             raise FileExistsError(
@@ -151,7 +165,8 @@ def _check_metadata(home: Path, metadata: Mapping[str, str], overwrite: bool) ->
 
 
 def _write_metadata(home: Path, metadata: Mapping[str, str]) -> None:
-    for name in _METADATA:
+    """Write the data set's text files, and remove those that are of another kind of data set."""
+    for name in METADATA:
         if name in metadata:
             with staged(home / name, overwrite=True) as new:
                 new.write_text(metadata[name], encoding="utf-8", newline="\n")

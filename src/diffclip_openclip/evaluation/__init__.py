@@ -1,6 +1,6 @@
 """The paper's evaluation: the work of ``diffclip evaluate`` and ``diffclip pope``.
 
-To read in this order: ``suite`` and ``published`` (data sets, tasks and sizes), ``layout`` (where data lie),
-``compute``, ``features``; the tasks ``zeroshot``, ``linear_probe``, ``few_shot``, ``mmvp``, ``pope``; ``results``
-(files), ``plan`` (what is evaluated on what) and ``runner``.
+``plan`` says what is measured on what, and ``runner`` does it. ``evaluator`` is the interface of the protocols, which
+are a module each: ``zero_shot``, ``retrieval``, ``linear_probe``, ``few_shot``, ``mmvp``; ``features`` extracts what
+two of them share. ``pope`` scores answers instead of a model. ``results`` writes and reads the files of all of them.
 """

@@ -1,25 +1,41 @@
-"""Few-shot classification: nearest class mean of a handful of examples, over many random episodes.
+"""Classify few-shot: nearest class mean of a handful of examples, over many random episodes.
 
 Source: paper, section 4.1 (protocol of LGSSL, arXiv 2302.12248), mbanani/lgssl@e4ae979:lgssl/evaluation/fewshot.py.
 Shape legend: E episodes, W classes of an episode, S examples a class, Q queries a class, C width of the features.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from diffclip_openclip.evaluation.features import Features
+from diffclip_openclip.data.catalog import DataSet
+from diffclip_openclip.data.layout import Location
+from diffclip_openclip.evaluation.evaluator import Measurement, Subject, Variant
+from diffclip_openclip.evaluation.features import Features, read_splits
 
 EPISODES, WAYS, SHOTS, QUERIES = 5000, 5, 5, 6
-_CHUNK = 100  # episodes computed at once
+_CHUNK = 100  # episodes computed at once, to bound the memory of their features
 
 
-def evaluate(
-    train: Features, test: Features, seed: int = 0, episodes: int = EPISODES, title: str = ""
+def variants(data_set: DataSet, location: Location, seed: int) -> list[Variant]:
+    """List the one result, which depends on the seed of the episodes."""
+    return [Variant(seed=seed)]
+
+
+def run(subject: Subject) -> Iterator[Measurement]:
+    """Yield the accuracy over the episodes; see :func:`score_episodes`."""
+    splits = read_splits(subject)
+    metrics = score_episodes(splits.train, splits.test, seed=subject.compute.seed, title=subject.data_set.name)
+    yield Measurement(metrics, splits.images)
+
+
+def score_episodes(
+    train: Features, test: Features, *, seed: int = 0, episodes: int = EPISODES, title: str = ""
 ) -> dict[str, float]:
-    """Accuracy over ``episodes``: 5 classes, 5 examples of each from ``train``, 6 queries of each from ``test``.
+    """Score episodes of 5 classes, with 5 examples of each from ``train`` and 6 queries of each from ``test``.
 
     A class with fewer than 6 test images gives all it has.
 
@@ -54,7 +70,7 @@ def _indices(data: Features, label: int) -> torch.Tensor:
 def _draw(
     pools: list[tuple[torch.Tensor, torch.Tensor]], generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sample indices of an episode, (W, S) and (W, Q); -1 where a class has no further query."""
+    """Draw the samples of an episode, as indices (W, S) and (W, Q); -1 where a class has no further query."""
     classes = torch.randperm(len(pools), generator=generator)[:WAYS].tolist()
     support_WS = torch.stack([_choose(pools[c][0], SHOTS, generator) for c in classes])
     query_WQ = torch.full((WAYS, QUERIES), -1)
@@ -69,7 +85,7 @@ def _choose(pool: torch.Tensor, count: int, generator: torch.Generator) -> torch
 
 
 def _accuracy(support_EWSC: torch.Tensor, test: Features, query_EWQ: torch.Tensor) -> torch.Tensor:
-    """Share of queries, (E,), whose nearest prototype is their own class's."""
+    """Compute the share of queries, (E,), whose nearest prototype is their own class's."""
     mean_E11C = support_EWSC.mean(dim=(1, 2), keepdim=True)
     prototype_EWC = F.normalize(support_EWSC - mean_E11C, dim=-1).mean(dim=2)  # not normalised again
     there_EWQ = query_EWQ >= 0

@@ -1,10 +1,10 @@
-"""Linear probe: logistic regression on frozen features, with the sweep over C.
+"""Measure a linear probe: logistic regression on frozen features, with the sweep over C.
 
 Source: paper, section 4.1 (protocol of LGSSL, arXiv 2302.12248), mbanani/lgssl@e4ae979:lgssl/evaluation/linear_probe.py
 and logistic_regression.py. Shape legend: B images, C width of the features, K classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,32 +12,52 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from diffclip_openclip.evaluation.features import Features
+from diffclip_openclip.data.catalog import DataSet
+from diffclip_openclip.data.layout import Location
+from diffclip_openclip.evaluation.evaluator import Measurement, Subject, Variant
+from diffclip_openclip.evaluation.features import Features, read_splits
 
-COARSE = tuple(10.0**exponent for exponent in range(-6, 7, 2))
+COARSE = tuple(10.0**exponent for exponent in range(-6, 7, 2))  # the values of C that are tried first
 _FINE = 29  # points from two decades below the best coarse C to two above
 _MAX_ITER = 1000
 
 
+def variants(data_set: DataSet, location: Location, seed: int) -> list[Variant]:
+    """List the one result, which depends on the seed of the held-out samples."""
+    return [Variant(seed=seed)]
+
+
+def run(subject: Subject) -> Iterator[Measurement]:
+    """Yield the accuracy of the probe with the best C; see :func:`score_probe`."""
+    splits, data_set = read_splits(subject), subject.data_set
+    metrics = score_probe(splits.train, splits.val, splits.test, per_class=data_set.mean_per_class, title=data_set.name)
+    yield Measurement(metrics, splits.images)
+
+
 @dataclass(frozen=True)
 class Probe:
-    """A linear classifier: weight (K, C) and bias (K,)."""
+    """Classify features linearly."""
 
+    # (K, C)
     weight: torch.Tensor
+    # (K,)
     bias: torch.Tensor
 
     def predict(self, features: torch.Tensor) -> torch.Tensor:
-        """Class indices (B,) of features (B, C)."""
+        """Return the class indices (B,) of features (B, C)."""
         return F.linear(features, self.weight, self.bias).argmax(dim=1)
 
 
 def objective(weight: torch.Tensor, bias: torch.Tensor, data: Features, C: float) -> torch.Tensor:
-    """Mean cross entropy + (1 / C) 0.5 ||W||_2, with the norm itself and not its square; the bias is free."""
+    """Compute the loss: mean cross entropy + (1 / C) 0.5 ||W||_2.
+
+    It is the norm itself and not its square, and the bias is not penalised.
+    """
     return F.cross_entropy(F.linear(data.features, weight, bias), data.labels) + 0.5 / C * weight.norm()
 
 
 def fit(data: Features, num_classes: int, C: float) -> Probe:
-    """The minimum of :func:`objective`, by L-BFGS with strong Wolfe line search, from zero.
+    """Find the minimum of :func:`objective`, by L-BFGS with strong Wolfe line search, from zero.
 
     Where the penalty outweighs all that features can gain, the minimum is at W = 0, where the norm has no gradient and
     a line search would stall beside it: the bias is then the logarithm of the classes' shares.
@@ -61,12 +81,17 @@ def fit(data: Features, num_classes: int, C: float) -> Probe:
 
 
 def _constant(data: Features, num_classes: int) -> Probe:
+    """Return the best probe with W = 0, whose probabilities are the classes' shares."""
     shares = data.labels.bincount(minlength=num_classes).to(data.features) / len(data.labels)
     return Probe(data.features.new_zeros(num_classes, data.features.shape[1]), shares.clamp_min(1e-30).log())
 
 
 def _is_constant(data: Features, num_classes: int, C: float) -> bool:
-    """Whether W = 0 is the minimum: the cross entropy's gradient there is no longer than the norm's weight."""
+    """Tell whether W = 0 is the minimum: the cross entropy's gradient there is no longer than the norm's weight.
+
+    The norm's subgradients at zero are the ball of radius 0.5 / C, so that zero is a minimum exactly where the other
+    term's gradient lies in it. The bias is at its best, where its own gradient is zero.
+    """
     probe = _constant(data, num_classes)
     errors_BK = probe.bias.softmax(dim=0) - F.one_hot(data.labels, num_classes).to(data.features)
     gradient_KC = errors_BK.t() @ data.features / len(data.labels)
@@ -74,7 +99,7 @@ def _is_constant(data: Features, num_classes: int, C: float) -> bool:
 
 
 def accuracy(predicted: torch.Tensor, labels: torch.Tensor, per_class: bool) -> float:
-    """Share of hits; with ``per_class`` the mean over the classes that occur in ``labels`` of theirs."""
+    """Compute the share of hits; with ``per_class``, its mean over the classes that occur in ``labels``."""
     predicted, labels = predicted.cpu(), labels.cpu()  # Apple's GPUs have no float64
     hits = (predicted == labels).double()
     if not per_class:
@@ -85,9 +110,9 @@ def accuracy(predicted: torch.Tensor, labels: torch.Tensor, per_class: bool) -> 
 
 
 def search(score: Callable[[float], float]) -> float:
-    """The C of the best validation ``score``: coarse costs, then halving intervals of 29 finer ones around the best.
+    """Find the C of the best validation ``score``: coarse values, then halving 29 finer ones around the best.
 
-    Of equal scores the first met counts.
+    Of equal scores the first that was computed counts.
     """
     scores: dict[float, float] = {}
 
@@ -114,14 +139,21 @@ def search(score: Callable[[float], float]) -> float:
 
 
 def _validation_score(train: Features, val: Features, num_classes: int, per_class: bool, bar: tqdm, C: float) -> float:
+    """Score one C on the validation split, and show it."""
     value = accuracy(fit(train, num_classes, C).predict(val.features), val.labels, per_class)
     bar.update()
     bar.set_postfix_str(f"C = {C:.3g}: {100 * value:.1f} %")
     return value
 
 
-def evaluate(train: Features, val: Features, test: Features, per_class: bool, title: str = "") -> dict[str, float]:
-    """Choose C on ``val``, fit again on train and val, score on ``test``.
+def score_probe(
+    train: Features, val: Features, test: Features, *, per_class: bool, title: str = ""
+) -> dict[str, float]:
+    """Choose C on ``val``, fit again on train and val, and score on ``test``.
+
+    Args:
+        per_class: whether the accuracy is the mean over classes of their recall, on ``val`` too.
+        title: the data set's name, for the progress bar.
 
     Returns:
         accuracy (the paper's for the data set), acc1, mean_per_class_recall, best_C.
@@ -137,21 +169,5 @@ def evaluate(train: Features, val: Features, test: Features, per_class: bool, ti
 
 
 def join(parts: Sequence[Features]) -> Features:
-    """Samples of several splits as one."""
+    """Put the samples of several splits together."""
     return Features(*(torch.cat(column) for column in zip(*parts, strict=True)))
-
-
-def hold_out(train: Features, seed: int) -> tuple[Features, Features]:
-    """Four fifths and one fifth of the training samples, for data sets without a validation split.
-
-    tensorflow_datasets' train[:80%] of the protocol is a part of its own random order; here the order is drawn from
-    ``seed``.
-
-    Raises:
-        ValueError: so few samples that nothing is held out.
-    """
-    order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(seed))
-    cut = round(0.8 * len(order))
-    if cut == len(order):
-        raise ValueError(f"the training split has {len(order)} images, too few to hold out a fifth; give a split val")
-    return Features(*(part[order[:cut]] for part in train)), Features(*(part[order[cut:]] for part in train))

@@ -1,4 +1,4 @@
-"""POPE: does a language model see objects that are not there? Scoring of its answers.
+"""Score a language model's answers to POPE's questions: does it see objects that are not there?
 
 Source: paper, section 5.1 and Table 3; RUCAIBox/POPE@3df3ba1:evaluate.py.
 """
@@ -9,21 +9,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from diffclip_openclip.data.catalog import POPE
 from diffclip_openclip.evaluation.results import Identity, write
-from diffclip_openclip.evaluation.suite import POPE
 from diffclip_openclip.files import sha256
 
 _ANSWER_KEYS = ("text", "answer", "response", "outputs")
 
 
 def is_yes(answer: str) -> bool:
-    """A "No", "no" or "not" among the words of the first sentence is a no; anything else is a yes."""
+    """Tell whether an answer is a yes: it is, unless "No", "no" or "not" is a word of its first sentence."""
     words = answer.partition(".")[0].replace(",", "").split()
     return not {"No", "no", "not"} & set(words)
 
 
 def metrics(answers: Sequence[bool], labels: Sequence[bool]) -> dict[str, float]:
-    """accuracy, precision, recall, f1 and yes_ratio; yes is the positive class.
+    """Compute accuracy, precision, recall, f1 and yes_ratio; yes is the positive class.
 
     Precision and recall are 0 where nothing was answered, or nothing is, yes.
     """
@@ -40,7 +40,7 @@ def metrics(answers: Sequence[bool], labels: Sequence[bool]) -> dict[str, float]
 
 
 def score(questions: Path, answers: Path) -> dict[str, float]:
-    """Metrics of a file of answers to POPE's questions, aligned by question_id.
+    """Score a file of answers to POPE's questions, aligned by question_id.
 
     Args:
         questions: JSON lines as POPE has them: question_id, text, label ("yes" or "no").
@@ -67,6 +67,7 @@ def _some(keys: list[str]) -> str:
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
+    """Read JSON lines, by question_id."""
     entries: dict[str, dict[str, Any]] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
@@ -99,8 +100,22 @@ def _answer(entry: dict[str, Any], path: Path) -> str:
     raise ValueError(f"{path}: question {entry['question_id']} has no answer under {', '.join(_ANSWER_KEYS)}")
 
 
-def save(questions: Path, answers: Path, category: str, label: str, results: Path) -> Path:
-    """Score answers and write the result beside the evaluation's; returns its file. Raises as :func:`score`."""
+def save(*, questions: Path, answers: Path, category: str, label: str, results: Path) -> dict[str, Any]:
+    """Score answers and write the result beside the evaluation's.
+
+    Args:
+        questions: see :func:`score`.
+        answers: see :func:`score`.
+        category: one of :data:`~diffclip_openclip.data.catalog.POPE_CATEGORIES`.
+        label: the language model's name in tables.
+        results: the folder of the results.
+
+    Returns:
+        the result file's content.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`score`.
+    """
     start = time.monotonic()
     identity = Identity(
         task=POPE,
@@ -112,4 +127,5 @@ def save(questions: Path, answers: Path, category: str, label: str, results: Pat
         dataset_sha256=sha256(questions),
         precision="fp32",
     )
-    return write(identity, results, score(questions, answers), "cpu", time.monotonic() - start)
+    metrics = score(questions, answers)
+    return write(identity, results, metrics, device="cpu", seconds=time.monotonic() - start)

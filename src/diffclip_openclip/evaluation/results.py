@@ -1,4 +1,7 @@
-"""Result files: one JSON a task, in clip_benchmark's form with what makes it repeatable."""
+"""Result files: RESULTS/MODEL/TASK/NAME.json, in clip_benchmark's form with what makes a number repeatable.
+
+Everything that knows the form of these files is here: it is written and read by the one table :data:`FIELDS`.
+"""
 
 import json
 import math
@@ -8,21 +11,74 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from diffclip_openclip.evaluation.published import deviations
+from diffclip_openclip.data.catalog import POPE, TASKS, ZERO_SHOT, deviations
 from diffclip_openclip.files import staged
 
+RESULT_TASKS = (*TASKS, POPE)
 _PACKAGES = ("diffclip-openclip", "open_clip_torch", "clip_benchmark", "timm", "torch", "transformers", "webdataset")
 
 
-@dataclass(frozen=True)
-class Identity:
-    """What a result depends on; a result file with another one is out of date.
+class _Kind(NamedTuple):
+    """Describe which values a field may have."""
 
-    ``seed`` is for linear probe and few-shot only, ``templates`` for zero-shot classification. ``architecture`` is
-    open_clip's name of the model's, where it has one.
-    """
+    types: tuple[type, ...]
+    # The same in words, for error messages.
+    words: str
+
+
+_STRING = _Kind((str,), "a string")
+_STRING_OR_NULL = _Kind((str, type(None)), "a string or null")
+_WHOLE_OR_NULL = _Kind((int, type(None)), "a whole number or null")
+_NUMBER = _Kind((int, float), "a number")
+_OBJECT = _Kind((dict,), "an object")
+
+
+class _Field(NamedTuple):
+    """Describe a field of a result file."""
+
+    kind: _Kind
+    # Whether a file without it is no result.
+    required: bool = False
+
+
+# A field that is added here must not be required: files that are written already lack it.
+FIELDS: Mapping[str, _Field] = {
+    # What was measured.
+    "task": _Field(_STRING),
+    "dataset": _Field(_STRING, required=True),
+    # The set of templates; required of zero-shot classification.
+    "templates": _Field(_STRING_OR_NULL),
+    # The model's name in tables, and open_clip's arguments for it.
+    "model": _Field(_STRING, required=True),
+    "pretrained": _Field(_STRING_OR_NULL),
+    "label": _Field(_STRING, required=True),
+    # open_clip's name of the model's architecture, where it has one.
+    "architecture": _Field(_STRING_OR_NULL),
+    # Of weights, architecture and preprocessing; of the answers for POPE.
+    "checkpoint_sha256": _Field(_STRING_OR_NULL, required=True),
+    # Of shards and class names; of the questions for POPE.
+    "dataset_sha256": _Field(_STRING_OR_NULL),
+    # Settings that the metrics depend on.
+    "precision": _Field(_STRING, required=True),
+    "seed": _Field(_WHOLE_OR_NULL),
+    "language": _Field(_STRING_OR_NULL),
+    # Fractions by name, null where there is none.
+    "metrics": _Field(_OBJECT, required=True),
+    # The number of images by split.
+    "images": _Field(_OBJECT, required=True),
+    # Where the numbers come from.
+    "versions": _Field(_OBJECT, required=True),
+    "device": _Field(_STRING_OR_NULL, required=True),
+    "seconds": _Field(_NUMBER),
+    "date": _Field(_STRING_OR_NULL, required=True),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """Hold what a result depends on; a file of other values is out of date. Fields are those of :data:`FIELDS`."""
 
     task: str
     dataset: str
@@ -32,57 +88,60 @@ class Identity:
     checkpoint_sha256: str
     dataset_sha256: str
     precision: str
+    # For linear probe and few-shot only.
     seed: int | None = None
+    # For zero-shot classification only.
     templates: str | None = None
     architecture: str | None = None
 
     def path(self, results: Path) -> Path:
-        """RESULTS/MODEL/TASK/NAME.json; MODEL ends with the start of the checkpoint's hash."""
+        """Return the result's file; the model's folder ends with the start of its checkpoint's hash."""
         name = file_name(self.dataset, self.templates, self.precision, self.seed)
         return results / f"{slug(self.label)}-{self.checkpoint_sha256[:8]}" / self.task / name
 
     def fields(self) -> dict[str, Any]:
-        """As written: without what does not apply, and with clip_benchmark's ``language``."""
+        """Return the fields as they are written: without those that do not apply, with clip_benchmark's language."""
         given = {key: value for key, value in vars(self).items() if value is not None}
         return given | {"language": "en"}
 
 
 def file_name(dataset: str, templates: str | None, precision: str, seed: int | None) -> str:
-    """Of a result; other settings than the usual ones, fp32 and seed 0, are in it."""
+    """Return a result's file name; precision and seed are appended unless they are fp32 and 0."""
     parts = [dataset, templates, None if precision == "fp32" else precision, f"seed{seed}" if seed else None]
     return f"{'_'.join(filter(None, parts))}.json"
 
 
 def slug(label: str) -> str:
-    """A label as a folder's name."""
+    """Make a label into a folder's name."""
     return re.sub(r"[^\w.=-]+", "_", label)
-
-
-def is_done(identity: Identity, results: Path) -> bool:
-    """Whether the result is there already, of this very model, data and setting."""
-    path = identity.path(results)
-    if not path.is_file():
-        return False
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return False
-    return isinstance(known, dict) and {key: known.get(key) for key in identity.fields()} == identity.fields()
 
 
 def write(
     identity: Identity,
     results: Path,
     metrics: Mapping[str, Any],
+    *,
     device: str,
     seconds: float,
     images: Mapping[str, int] | None = None,
-) -> Path:
-    """Write a result where it belongs; it replaces an older one. ``images`` counts those it is of, by split."""
+) -> dict[str, Any]:
+    """Write a result to its file, which replaces an older one.
+
+    Args:
+        identity: what it depends on.
+        results: the folder of all results.
+        metrics: by name; NaN becomes null.
+        device: where it was computed.
+        seconds: how long that took.
+        images: the number of images that it is of, by split.
+
+    Returns:
+        the file's content.
+    """
     path = identity.path(results)
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in metrics.items()}
-    entry = identity.fields() | {
+    content = identity.fields() | {
         "metrics": plain,
         "images": dict(images or {}),
         "versions": {name: _version(name) for name in _PACKAGES},
@@ -91,19 +150,8 @@ def write(
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     with staged(path, overwrite=True) as new:
-        new.write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")
-    return path
-
-
-def headline(path: Path) -> str:
-    """A result file as one line: its first figures, and whether its data set is whole."""
-    entry = json.loads(path.read_text(encoding="utf-8"))
-    figures = [(key, value) for key, value in entry["metrics"].items() if isinstance(value, float)]
-    shown = ", ".join(f"{key} {100 * value:.1f} %" for key, value in figures[:3] if value <= 1)
-    templates = f" ({entry['templates']} templates)" if "templates" in entry else ""
-    unlike = deviations(entry["dataset"], entry["images"])
-    warning = f"; warning: not of the published size ({', '.join(unlike)})" if unlike else ""
-    return f"{entry['label']}: {entry['task']} on {entry['dataset']}{templates}: {shown}{warning}"
+        new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return content
 
 
 def _version(package: str) -> str | None:
@@ -111,3 +159,58 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def result_paths(results: Path) -> list[Path]:
+    """List the result files in a folder; files elsewhere than in a model's folder of a known task are none."""
+    return sorted(path for task in RESULT_TASKS for path in results.glob(f"*/{task}/*.json"))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read and check a result file.
+
+    Returns:
+        its content, by :data:`FIELDS`; fields that are not required may be missing.
+
+    Raises:
+        ValueError: it is no result; names the file and what is wrong in it.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON or of UTF-8
+        raise ValueError(f"{path} is no JSON ({error}); run that evaluation again, or remove the file") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no result: its content is a {type(content).__name__}, not an object")
+    task = path.parent.name
+    required = [name for name, field in FIELDS.items() if field.required or (name == "templates" and task == ZERO_SHOT)]
+    if missing := [name for name in required if name not in content]:
+        raise ValueError(f"{path} is no result of `diffclip evaluate`: it lacks {', '.join(missing)}")
+    if content.get("task", task) != task:
+        raise ValueError(f"{path} lies in the folder of task {task}, and says that its task is {content['task']!r}")
+    for name, field in FIELDS.items():
+        if name in content and not isinstance(content[name], field.kind.types):
+            raise ValueError(f"{path}: {name} must be {field.kind.words}, not {content[name]!r}")
+    if not all(isinstance(count, int) for count in content["images"].values()):
+        raise ValueError(f"{path}: images must be numbers of images by split, not {content['images']!r}")
+    return content
+
+
+def read_finished(identity: Identity, results: Path) -> dict[str, Any] | None:
+    """Return the content of a result's file if it is of this very model, data and setting, otherwise None."""
+    try:
+        content: Any = json.loads(identity.path(results).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    wanted = identity.fields()
+    is_same = isinstance(content, dict) and {key: content.get(key) for key in wanted} == wanted
+    return content if is_same else None
+
+
+def headline(content: Mapping[str, Any]) -> str:
+    """Describe a result in one line: its first figures, and whether its data set is whole."""
+    figures = [(key, value) for key, value in content["metrics"].items() if isinstance(value, float)]
+    shown = ", ".join(f"{key} {100 * value:.1f} %" for key, value in figures[:3] if value <= 1)
+    templates = f" ({content['templates']} templates)" if "templates" in content else ""
+    unlike = deviations(content["dataset"], content["images"])
+    warning = f"; warning: not of the published size ({', '.join(unlike)})" if unlike else ""
+    return f"{content['label']}: {content['task']} on {content['dataset']}{templates}: {shown}{warning}"

@@ -1,8 +1,8 @@
-"""The work of ``diffclip evaluate``: jobs are run, a model after another, and their results written."""
+"""Run the jobs of ``diffclip evaluate``, a model after another, and write their results."""
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
@@ -11,15 +11,39 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from diffclip_openclip.evaluation import few_shot, linear_probe, mmvp, zeroshot
-from diffclip_openclip.evaluation.compute import Compute
-from diffclip_openclip.evaluation.features import Features, extract
-from diffclip_openclip.evaluation.plan import Job, settings_of
-from diffclip_openclip.evaluation.results import Identity, headline, is_done, write
-from diffclip_openclip.evaluation.suite import FEW_SHOT, LINEAR_PROBE, MMVP, RETRIEVAL, ZERO_SHOT
+from diffclip_openclip.data.catalog import FEW_SHOT, LINEAR_PROBE, MMVP, RETRIEVAL, ZERO_SHOT
+from diffclip_openclip.evaluation import few_shot, linear_probe, mmvp, retrieval, zero_shot
+from diffclip_openclip.evaluation.evaluator import Compute, Evaluator, Subject
+from diffclip_openclip.evaluation.plan import Job
+from diffclip_openclip.evaluation.results import Identity, file_name, headline, read_finished, slug, write
 from diffclip_openclip.weights.loading import LoadedModel, load_model
 
+EVALUATORS: Mapping[str, Evaluator] = {
+    ZERO_SHOT: zero_shot,
+    RETRIEVAL: retrieval,
+    LINEAR_PROBE: linear_probe,
+    FEW_SHOT: few_shot,
+    MMVP: mmvp,
+}
 _PATIENCE = timedelta(days=30)  # a process that is done waits for those that are not
+
+
+def dry_run(jobs: Iterable[Job], results: Path, compute: Compute) -> list[str]:
+    """Say what an evaluation would do, a line a job, without loading a model."""
+    lines = []
+    for job in jobs:
+        there = [task for task in job.data_set.tasks if _is_there(job, task, results, compute)]
+        found = f"; in {results}, if of the same weights and data: {', '.join(there)}" if there else ""
+        lines.append(f"{job.spec}: {', '.join(job.data_set.tasks)} on {job.data_set.name} ({job.location.base}){found}")
+    return lines
+
+
+def _is_there(job: Job, task: str, results: Path, compute: Compute) -> bool:
+    """Tell whether there are all files of a task's results, of whatever weights."""
+    folder = f"{slug(job.label)}-*/{task}"
+    variants = EVALUATORS[task].variants(job.data_set, job.location, compute.seed)
+    names = [file_name(job.data_set.name, variant.templates, compute.precision, variant.seed) for variant in variants]
+    return all(any(results.glob(f"{folder}/{name}")) for name in names)
 
 
 def evaluate(jobs: Sequence[Job], results: Path, compute: Compute, log: Callable[[str], None]) -> list[str]:
@@ -28,6 +52,9 @@ def evaluate(jobs: Sequence[Job], results: Path, compute: Compute, log: Callable
     Under torchrun, the processes take jobs in turns.
 
     Args:
+        jobs: the jobs, those of a model together.
+        results: the folder of the results, and of the cache.
+        compute: how to compute.
         log: is told of each result.
 
     Returns:
@@ -45,7 +72,7 @@ def evaluate(jobs: Sequence[Job], results: Path, compute: Compute, log: Callable
 def _evaluate_model(
     spec: str, jobs: Sequence[Job], results: Path, compute: Compute, log: Callable[[str], None]
 ) -> list[str]:
-    """Failures of a model's jobs; all of them fail where it cannot be loaded."""
+    """Run a model's jobs and return their failures; all of them fail where it cannot be loaded."""
     try:
         loaded = load_model(spec, compute.device)
     except Exception as error:
@@ -54,8 +81,8 @@ def _evaluate_model(
     failures = []
     for job in jobs:
         try:
-            for path in _run(job, loaded, results, compute):
-                log(headline(path))
+            for content in _evaluate_job(job, loaded, results, compute):
+                log(headline(content))
         except Exception as error:  # whatever a data set does to the hosts, the other tasks go on
             failures.append(f"{spec} on {job.data_set.name}: {type(error).__name__}: {error}")
             log(f"failed: {failures[-1]}")
@@ -63,7 +90,7 @@ def _evaluate_model(
 
 
 def _gathered(failures: list[str], world: int) -> list[str]:
-    """Every process's failures, when all have ended."""
+    """Return every process's failures, when all have ended."""
     if world == 1:
         return failures
     dist.init_process_group("gloo", timeout=_PATIENCE)
@@ -73,11 +100,13 @@ def _gathered(failures: list[str], world: int) -> list[str]:
     return [line for lines in everyone for line in lines]
 
 
-def _run(job: Job, loaded: LoadedModel, results: Path, compute: Compute) -> Iterable[Path]:
-    """Result files of a job, those that were there and those that are new."""
-    data_sha256 = job.place.fingerprint(results / "cache" / "fingerprints")
-    source = _Source(job, loaded, results / "cache", compute)
+def _evaluate_job(job: Job, loaded: LoadedModel, results: Path, compute: Compute) -> Iterator[Mapping[str, Any]]:
+    """Yield the results of a job, those that were there and those that are new, as their files say them."""
+    cache_dir = results / "cache"
+    data_sha256 = job.location.fingerprint(cache_dir / "fingerprints")
+    subject = Subject(loaded, job.data_set, job.location, compute, cache_dir)
     for task in job.data_set.tasks:
+        evaluator = EVALUATORS[task]
         identities = [
             Identity(
                 task=task,
@@ -88,58 +117,21 @@ def _run(job: Job, loaded: LoadedModel, results: Path, compute: Compute) -> Iter
                 checkpoint_sha256=loaded.sha256,
                 dataset_sha256=data_sha256,
                 precision=compute.precision,
-                seed=seed,
-                templates=templates,
+                seed=variant.seed,
+                templates=variant.templates,
                 architecture=loaded.architecture,
             )
-            for templates, seed in settings_of(job, task, compute.seed)
+            for variant in evaluator.variants(job.data_set, job.location, compute.seed)
         ]
-        if not all(is_done(identity, results) for identity in identities):
-            start = time.monotonic()
-            outcome, images = source.measure(task)
-            seconds = time.monotonic() - start
-            for identity in identities:
-                metrics = outcome[identity.templates] if identity.templates else outcome
-                write(identity, results, metrics, compute.device, seconds, images)
-        yield from (identity.path(results) for identity in identities)
-
-
-class _Source:
-    """A model on a data set; its features are extracted once for all tasks that take them."""
-
-    def __init__(self, job: Job, loaded: LoadedModel, cache_dir: Path, compute: Compute) -> None:
-        self.job, self.loaded, self.cache_dir, self.compute = job, loaded, cache_dir, compute
-        self._splits: dict[str, Features] = {}
-
-    def measure(self, task: str) -> tuple[Any, dict[str, int]]:
-        """Metrics of a task, for zero-shot classification those of each template set; and images by split."""
-        loaded, place, compute = self.loaded, self.job.place, self.compute
+        finished = [content for identity in identities if (content := read_finished(identity, results)) is not None]
+        if len(finished) == len(identities):
+            yield from finished
+            continue
         torch.manual_seed(compute.seed)
-        metrics: Any
-        if task == ZERO_SHOT:
-            metrics, count = zeroshot.classify(loaded, place, compute, self.cache_dir, self.job.templates)
-        elif task == RETRIEVAL:
-            metrics, count = zeroshot.retrieve(loaded, place, compute)
-        elif task == MMVP:
-            metrics, count = mmvp.evaluate(loaded, place, compute)
-        else:
-            return self._measure_features(task), {split: len(part.labels) for split, part in self._splits.items()}
-        return metrics, {"test": count}
-
-    def _measure_features(self, task: str) -> dict[str, float]:
-        data_set = self.job.data_set
-        train, val, test = self._train_val_test()
-        if task == LINEAR_PROBE:
-            return linear_probe.evaluate(train, val, test, data_set.mean_per_class, data_set.name)
-        assert task == FEW_SHOT
-        return few_shot.evaluate(train, test, self.compute.seed, title=data_set.name)
-
-    def _train_val_test(self) -> tuple[Features, Features, Features]:
-        if not self._splits:
-            for split in self.job.data_set.splits:
-                part = extract(self.loaded, self.job.place, split, self.compute, self.cache_dir)
-                self._splits[split] = Features(*(tensor.to(self.compute.device) for tensor in part))
-        train, test = self._splits["train"], self._splits["test"]
-        if "val" in self._splits:
-            return train, self._splits["val"], test
-        return *linear_probe.hold_out(train, self.compute.seed), test
+        start = time.monotonic()
+        measurements = list(evaluator.run(subject))
+        seconds = time.monotonic() - start
+        for identity, measured in zip(identities, measurements, strict=True):
+            yield write(
+                identity, results, measured.metrics, device=compute.device, seconds=seconds, images=measured.images
+            )

@@ -1,15 +1,18 @@
-"""What a CLIP attends to: attention maps, heat maps of an image for texts, and lambda.
+"""Show what a CLIP attends to: attention maps, heat maps of an image for texts, and lambda.
 
-To read in this order: ``explicit`` (an attention module's call with its maps written out), ``towers`` (where a model's
-attention modules are, and what its tokens stand for), ``recording`` (the calls of one forward pass), ``maps``,
-``relevance`` and ``lambdas`` (what is asked for). On these stand the pictures (``views``, ``looks``, ``pictures``,
-``layer_pictures``, ``page``; ``attend`` is the command), ``lambda_report``, and the score of whether relevance lies in
-what a text names (``composed``, ``score``, ``score_table``).
+Each module uses only those before it:
+
+- ``attention_formulas``: an attention module's call with its maps written out
+- ``maps``: the attention maps of a model
+- ``heat_maps``: the relevance of an image's patches for texts
+- ``images``, ``pictures``, ``page``: maps and relevance of image files; pictures; a page for a browser
+- ``attend``: the work of ``diffclip attend``
+- ``lambda_values``, ``lambda_report``: lambda by layer; the work of ``diffclip lambdas``
 """
 
-from diffclip_openclip.explain.lambdas import lambdas, lambdas_over_training
+from diffclip_openclip.explain.heat_maps import Relevance, relevance, upsample
+from diffclip_openclip.explain.lambda_values import lambdas, lambdas_over_training
 from diffclip_openclip.explain.maps import LayerMaps, attention_maps
-from diffclip_openclip.explain.relevance import Relevance, relevance, upsample
 
 __all__ = [
     "LayerMaps",

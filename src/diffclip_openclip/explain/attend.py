@@ -1,4 +1,4 @@
-"""The work of ``diffclip attend``: images, texts and models in, a picture or a page out."""
+"""Do the work of ``diffclip attend``: images, texts and models in, a picture or a page out."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,20 +7,19 @@ from typing import TypeVar
 from PIL import Image
 from tqdm import tqdm
 
-from diffclip_openclip.explain.layer_pictures import layers_figure
-from diffclip_openclip.explain.looks import LayerLook, TextLook, look_at_layers, look_for_texts
-from diffclip_openclip.explain.page import page
-from diffclip_openclip.explain.pictures import COLORMAP, check_colormap, relevance_figure
-from diffclip_openclip.explain.views import read_image
+from diffclip_openclip.explain.images import ImageMaps, ImageRelevance, image_maps, image_relevance, read_image
+from diffclip_openclip.explain.page import attention_page
+from diffclip_openclip.explain.pictures import COLORMAP, check_colormap, maps_figure, relevance_figure
 from diffclip_openclip.files import check_place, staged
 from diffclip_openclip.weights.loading import LoadedModel, load_model
 
 _PICTURES, _PAGE = (".png", ".svg"), ".html"
-_Look = TypeVar("_Look")
+_Found = TypeVar("_Found")
 
 
 def attend(
     images: Sequence[Path],
+    *,
     texts: Sequence[str],
     models: Sequence[str],
     out: Path,
@@ -33,19 +32,24 @@ def attend(
     """Write to ``out`` what each model attends to in each image.
 
     A PNG or SVG is the paper's Figure 2. With ``maps`` it has A1, A2 and A1 - lambda A2 of all layers and heads
-    instead, for which texts, ``method``, ``start_layer`` and ``colormap`` are of no account. A page (HTML) has both.
+    instead, and texts, ``method``, ``start_layer`` and ``colormap`` have no effect. A page (HTML) has both.
 
     Args:
         models: ``NAME`` or ``NAME,PRETRAINED``, as :func:`~diffclip_openclip.weights.loading.load_model` takes them.
-        method, start_layer: as :func:`~diffclip_openclip.explain.relevance.relevance` takes them.
+        out: a .png, .svg or .html file.
+        method: as :func:`~diffclip_openclip.explain.heat_maps.relevance` takes it.
+        start_layer: likewise.
+        maps: draw the attention maps.
         colormap: of the relevance; matplotlib's name, "jet" is the paper's.
+        overwrite: replace an old file.
 
     Returns:
         A line that says what was written.
 
     Raises:
-        ValueError: no image, model or text; an image, model, method, layer, colour map or kind of file that cannot be.
-        FileNotFoundError: an image or weights that are not there, or no folder for ``out``.
+        ValueError: there is no image, model or text, or one of them, the method, the layer, the colour map or the kind
+            of file cannot be.
+        FileNotFoundError: an image, weights or the folder for ``out`` is not there.
         FileExistsError: ``out`` exists, and ``overwrite`` is not given, or it is a directory or one of ``images``.
         ImportError: matplotlib is not installed.
     """
@@ -57,24 +61,26 @@ def attend(
     check_colormap(colormap)
     opened, names = [read_image(path) for path in images], [path.name for path in images]
 
-    def find(loaded: LoadedModel, image: Image.Image) -> TextLook:
-        return look_for_texts(loaded, image, texts, method, start_layer)
+    def find(loaded: LoadedModel, image: Image.Image) -> ImageRelevance:
+        return image_relevance(loaded, image, texts, method=method, start_layer=start_layer)
 
-    def both(loaded: LoadedModel, image: Image.Image) -> tuple[TextLook, LayerLook]:
-        return find(loaded, image), look_at_layers(loaded, image)
+    def both(loaded: LoadedModel, image: Image.Image) -> tuple[ImageRelevance, ImageMaps]:
+        return find(loaded, image), image_maps(loaded, image)
 
     with staged(out, overwrite) as new:
         if kind == _PAGE:
-            titles, blocks = _look(both, models, opened)
-            new.write_text(page(names, titles, texts, blocks, colormap), encoding="utf-8")
+            titles, blocks = _for_all(both, models, opened)
+            html = attention_page(names=names, models=titles, texts=texts, blocks=blocks, colormap=colormap)
+            new.write_text(html, encoding="utf-8")
         elif maps:
-            titles, rows = _look(look_at_layers, models, opened)
-            looks = [look for row in rows for look in row]
-            layers_figure(looks, [f"{name}: {title}" for name in names for title in titles]).savefig(new, dpi=130)
+            titles, by_image = _for_all(image_maps, models, opened)
+            captions = [f"{name}: {title}" for name in names for title in titles]
+            maps_figure([found for by_model in by_image for found in by_model], captions).savefig(new, dpi=130)
         else:
-            titles, found = _look(find, models, opened)
+            titles, found = _for_all(find, models, opened)
             start = "" if start_layer is None else f", from layer {start_layer}"
-            relevance_figure(found, titles, texts, colormap, f"method: {method}{start}").savefig(new, dpi=130)
+            caption = f"method: {method}{start}"
+            relevance_figure(found, titles, texts, colormap=colormap, caption=caption).savefig(new, dpi=130)
     return [f"{out}: images {len(images)}, models {len(models)}, {out.stat().st_size / 1e6:.1f} MB"]
 
 
@@ -94,15 +100,15 @@ def _check_given(images: Sequence[Path], texts: Sequence[str], models: Sequence[
             raise ValueError(f"--text {text!r} is no text in the terminal's encoding; it must be UTF-8") from error
 
 
-def _look(
-    look: Callable[[LoadedModel, Image.Image], _Look], models: Sequence[str], images: Sequence[Image.Image]
-) -> tuple[list[str], list[list[_Look]]]:
-    """The models' titles, and for each image the look of each model; one model is in memory at a time."""
+def _for_all(
+    find: Callable[[LoadedModel, Image.Image], _Found], models: Sequence[str], images: Sequence[Image.Image]
+) -> tuple[list[str], list[list[_Found]]]:
+    """Return the models' titles, and for each image what each model finds; one model is in memory at a time."""
     labels, columns = [], []
     for spec in tqdm(models, desc="models", unit="model"):
         loaded = load_model(spec)
         labels.append(loaded.label)
-        columns.append([look(loaded, image) for image in images])
+        columns.append([find(loaded, image) for image in images])
     # two checkpoints of one run's name may share a label
     titles = labels if len(set(labels)) == len(labels) else list(models)
     return titles, [list(row) for row in zip(*columns, strict=True)]

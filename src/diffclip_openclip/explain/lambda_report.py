@@ -1,12 +1,13 @@
-"""The work of ``diffclip lambdas``: a table of every layer's lambda and a plot, over training where there is a run."""
+"""Do the work of ``diffclip lambdas``: table and plot every layer's lambda, over training where there is a run."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffclip_openclip.explain.lambdas import EpochLambdas, LayerLambda, lambdas, lambdas_over_training
+from diffclip_openclip.explain.lambda_values import EpochLambdas, LayerLambda, lambdas, lambdas_over_training
 from diffclip_openclip.explain.pictures import COLORMAP, check_colormap
 from diffclip_openclip.files import check_place, staged
+from diffclip_openclip.weights.runs import TrainingRun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,18 +16,21 @@ _PICTURES = (".png", ".svg")
 
 
 def show_lambdas(
-    source: str, out: Path | None = None, variant: str | None = None, overwrite: bool = False
+    source: str, out: Path | None = None, *, variant: str | None = None, overwrite: bool = False
 ) -> list[str]:
-    """The lambdas of ``source`` as lines of a table, and their plot in ``out`` (PNG or SVG) where it is given.
+    """Return the lambdas of ``source`` as lines of a table, and plot them to ``out``.
 
     Args:
-        source: a checkpoint file, a directory or an address on the hub that ``diffclip convert`` takes, or a run of
-            open_clip's trainer, of which every checkpoint is read and the last one tabled in full.
+        source: what ``diffclip convert`` takes (a checkpoint file, a directory, an address on the hub), or a run of
+            open_clip's trainer. Of a run every checkpoint is read, and the last one is tabled in full.
+        out: a PNG or SVG file; None for no plot.
         variant: "static" or "dynamic", for weights or a run that do not say.
+        overwrite: replace an old plot.
 
     Raises:
-        ValueError: weights without DiffCLIP's lambda, a ``variant`` that does not apply, or another kind of ``out``.
-        FileNotFoundError: no such checkpoint, or no folder for ``out``.
+        ValueError: the weights have no lambda of DiffCLIP's, ``variant`` does not apply, or ``out`` is another kind of
+            file.
+        FileNotFoundError: there is no such checkpoint, or no folder for ``out``.
         FileExistsError: ``out`` exists, and ``overwrite`` is not given, or it is a directory.
         ImportError: matplotlib is not installed, and ``out`` is given.
     """
@@ -35,20 +39,16 @@ def show_lambdas(
             raise ValueError(f"{out} is no picture; end it in {' or '.join(_PICTURES)}")
         check_place(out, overwrite)
         check_colormap(COLORMAP)
-    if _is_run(Path(source)):
+    if TrainingRun.at(Path(source)).is_there:
         run = lambdas_over_training(source, variant)
         layers, over_training = run[-1].layers, run if len(run) > 1 else []
     else:
         layers, over_training = lambdas(source, variant), []
     if out is not None:
-        figure = training_figure(over_training) if over_training else layers_figure(layers)
+        figure = lambda_training_figure(over_training) if over_training else lambdas_figure(layers)
         with staged(out, overwrite) as new:
             figure.savefig(new, dpi=130)
     return [*_training_table(over_training), *_layer_table(layers), *([] if out is None else [str(out)])]
-
-
-def _is_run(path: Path) -> bool:
-    return path.is_dir() and ((path / "checkpoints").is_dir() or any(path.glob("epoch_*.pt")))
 
 
 def _layer_table(layers: Sequence[LayerLambda]) -> list[str]:
@@ -77,8 +77,8 @@ def _towers(layers: Sequence[LayerLambda]) -> list[str]:
     return list(dict.fromkeys(row.tower for row in layers))
 
 
-def layers_figure(layers: Sequence[LayerLambda]) -> "Figure":
-    """lambda by layer, a line a tower, with lambda_init dotted."""
+def lambdas_figure(layers: Sequence[LayerLambda]) -> "Figure":
+    """Plot lambda by layer: a line for each tower, with lambda_init dotted."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -86,9 +86,9 @@ def layers_figure(layers: Sequence[LayerLambda]) -> "Figure":
     axis = figure.subplots()
     for number, tower in enumerate(_towers(layers)):
         own = [row for row in layers if row.tower == tower]
-        places = [row.layer for row in own]
-        axis.plot(places, [row.lambda_ for row in own], "os"[number] + "-", color=f"C{number}", label=f"{tower} tower")
-        axis.plot(places, [row.lambda_init for row in own], ":", color=f"C{number}", label=f"{tower}: λ_init")
+        numbers = [row.layer for row in own]
+        axis.plot(numbers, [row.lambda_ for row in own], "os"[number] + "-", color=f"C{number}", label=f"{tower} tower")
+        axis.plot(numbers, [row.lambda_init for row in own], ":", color=f"C{number}", label=f"{tower}: λ_init")
     axis.set(xlabel="layer", ylabel="λ")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(axis="y", alpha=0.3)
@@ -96,8 +96,8 @@ def layers_figure(layers: Sequence[LayerLambda]) -> "Figure":
     return figure
 
 
-def training_figure(run: Sequence[EpochLambdas]) -> "Figure":
-    """lambda over epochs, a panel a tower and a line a layer, lighter towards the output."""
+def lambda_training_figure(run: Sequence[EpochLambdas]) -> "Figure":
+    """Plot lambda over epochs: a panel for each tower and a line for each layer, lighter towards the output."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 

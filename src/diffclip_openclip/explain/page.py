@@ -1,4 +1,4 @@
-"""A page to explore attention maps in a browser: one file, without a server, a network or a library.
+"""Write a page to explore attention maps in a browser: one file, without a server, a network or a library.
 
 Shape legend: N tokens, H x W pixels of a view.
 """
@@ -14,48 +14,48 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffclip_openclip.explain.looks import LayerLook, TextLook
+from diffclip_openclip.explain.images import ImageMaps, ImageRelevance, Pixels
 from diffclip_openclip.explain.maps import LayerMaps
 from diffclip_openclip.explain.pictures import COLORMAP, SIGNED_COLORMAP, answer, heat, overlay
-from diffclip_openclip.explain.views import Pixels
 
-_COLOUR_SHARE = 0.8  # of a map's colours, whose values count; the rest is the image in grey
+_MAP_SHARE = 0.8  # of the colour in a map, whose values count; the rest is the image in grey
 
 
-def page(
+def attention_page(
+    *,
     names: Sequence[str],
     models: Sequence[str],
     texts: Sequence[str],
-    blocks: Sequence[Sequence[tuple[TextLook, LayerLook]]],
+    blocks: Sequence[Sequence[tuple[ImageRelevance, ImageMaps]]],
     colormap: str = COLORMAP,
 ) -> str:
-    """The page's HTML: sliders over layers and heads, a click for another token's row, relevance of each text.
+    """Return the page's HTML: sliders over layers and heads, a click for another token's row, relevance of each text.
 
     Maps are kept with 8 bits an entry and a float a row: to 1/510 of a row's maximum.
 
     Args:
         names: of the images.
         models: their titles.
-        blocks: for each image the looks of each model.
+        blocks: for each image the relevance and the maps that each model has.
         colormap: of the relevance.
     """
     import matplotlib
 
-    layers = [layer for looks in blocks for _, look in looks for layer in look.layers]
+    layers = [layer for by_model in blocks for _, maps in by_model for layer in maps.layers]
     data = {
         "images": [
             {
                 "name": name,
                 "models": [
-                    {"label": model} | _texts(found, texts, colormap) | _maps(look)
-                    for model, (found, look) in zip(models, looks, strict=True)
+                    {"label": model} | _texts(found, texts, colormap) | _maps(maps)
+                    for model, (found, maps) in zip(models, by_model, strict=True)
                 ],
             }
-            for name, looks in zip(names, blocks, strict=True)
+            for name, by_model in zip(names, blocks, strict=True)
         ],
         "layers": 1 + max(layer.layer for layer in layers),
         "heads": max(layer.a1.shape[1] for layer in layers),
-        "share": _COLOUR_SHARE,
+        "share": _MAP_SHARE,
         "sequential": _table(matplotlib.colormaps[COLORMAP]),
         "signed": _table(matplotlib.colormaps[SIGNED_COLORMAP]),
     }
@@ -64,24 +64,24 @@ def page(
     return template.replace("__DATA__", json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"))
 
 
-def _texts(look: TextLook, texts: Sequence[str], colormap: str) -> dict[str, Any]:
-    pictures = [overlay(look.picture, heat(look, index), colormap) for index in range(len(texts))]
+def _texts(found: ImageRelevance, texts: Sequence[str], colormap: str) -> dict[str, Any]:
+    pictures = [overlay(found.picture, heat(found, index), colormap) for index in range(len(texts))]
     return {
         "texts": [
-            {"text": f"{text}: {answer(look, index)}", "picture": _data_uri((255 * picture).round().astype(np.uint8))}
+            {"text": f"{text}: {answer(found, index)}", "picture": _data_uri((255 * picture).round().astype(np.uint8))}
             for index, (text, picture) in enumerate(zip(texts, pictures, strict=True))
         ]
     }
 
 
-def _maps(look: LayerLook) -> dict[str, Any]:
+def _maps(maps: ImageMaps) -> dict[str, Any]:
     return {
-        "picture": _data_uri(look.picture),
-        "grid": look.tokens.grid,
-        "tokens": look.layers[0].a1.shape[-1],
-        "prefix": look.tokens.num_prefix,
-        "readOut": list(look.read_out),
-        "layers": [_layer(layer) for layer in look.layers],
+        "picture": _data_uri(maps.picture),
+        "grid": maps.tokens.grid,
+        "tokens": maps.layers[0].a1.shape[-1],
+        "prefix": maps.tokens.num_prefix,
+        "readOut": list(maps.read_out),
+        "layers": [_layer(layer) for layer in maps.layers],
     }
 
 
@@ -94,7 +94,7 @@ def _layer(layer: LayerMaps) -> dict[str, Any]:
 
 
 def _packed(maps: torch.Tensor) -> dict[str, str]:
-    """Maps (1, heads, N, N): each row's maximum as float32, and its entries as shares of it in 0..255."""
+    """Encode maps, (1, heads, N, N): each row's maximum as float32, and its entries as shares of it in 0..255."""
     largest = maps.float().amax(dim=-1, keepdim=True)
     shares = (maps.float() / largest.clamp(min=torch.finfo(torch.float32).tiny) * 255).round().to(torch.uint8)
     return {

@@ -1,7 +1,12 @@
-"""Evaluation results as the paper's tables and figures, beside the paper's own numbers: ``diffclip report``.
+"""Show evaluation results as the paper's tables and figures, beside the paper's own numbers: ``diffclip report``.
 
-Modules, each using those before it only: ``scores`` (keys, means), ``paper`` and ``results`` (the two sources of
-numbers), ``models`` (results put together), ``entries`` (what is compared with what), ``checks`` (the paper's
-arithmetic), ``layouts``, ``tables``, ``render`` (Markdown, CSV, HTML), ``figures``, ``styles``, ``bars``, ``radar``,
-``draw``, ``remarks``, ``provenance``, ``page``, ``command``.
+Each module uses only those before it:
+
+- ``paper``: score keys, means, and the paper's numbers
+- ``models``: result files, grouped into models
+- ``comparison``: which model is compared with which, and what limits that
+- ``layouts``, ``tables``, ``table_formats``: which numbers stand where; the filled tables; Markdown, CSV, HTML
+- ``figures``, ``drawing``: what each figure shows; matplotlib
+- ``page``: the HTML file
+- ``command``: the work of the command
 """

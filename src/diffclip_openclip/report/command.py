@@ -1,19 +1,18 @@
-"""The work of ``diffclip report``."""
+"""Do the work of ``diffclip report``: read results, and write the folder of a report."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from diffclip_openclip.extras import require
 from diffclip_openclip.files import Folder, check_place, staged
-from diffclip_openclip.report.draw import save_figures
-from diffclip_openclip.report.entries import our_entries, paper_entries
+from diffclip_openclip.report.comparison import our_entries, paper_entries, remarks
+from diffclip_openclip.report.drawing import save_figures
 from diffclip_openclip.report.figures import make_figures
 from diffclip_openclip.report.layouts import LAYOUTS
 from diffclip_openclip.report.models import Model, read_models
 from diffclip_openclip.report.page import make_page
 from diffclip_openclip.report.paper import load_paper
-from diffclip_openclip.report.remarks import remarks
-from diffclip_openclip.report.render import csv_text, markdown
+from diffclip_openclip.report.table_formats import csv_text, markdown
 from diffclip_openclip.report.tables import make_tables
 
 _REPORT = Folder(
@@ -29,27 +28,36 @@ _REPORT = Folder(
 def report(
     results: Path | None,
     output: Path,
+    *,
     paper_only: bool = False,
     match: Sequence[str] = (),
     baseline: str | None = None,
     overwrite: bool = False,
 ) -> list[str]:
-    """Write tables (``tables/*.md``, ``*.csv``), figures (``figures/*.png``, ``*.svg``) and ``index.html``.
+    """Write a report: ``tables/*.md`` and ``*.csv``, ``figures/*.png`` and ``*.svg``, and ``index.html``.
 
-    ``results`` is the folder that ``diffclip evaluate`` wrote; with ``paper_only`` there is none, and the paper's own
-    numbers are all that is shown. ``match`` and ``baseline``: see :func:`.entries.our_entries`. Returns lines to print.
+    Args:
+        results: the folder that ``diffclip evaluate`` wrote; None with ``paper_only``.
+        output: the folder to write.
+        paper_only: show the paper's own numbers alone.
+        match: as :func:`~diffclip_openclip.report.comparison.our_entries` takes it.
+        baseline: likewise.
+        overwrite: replace an old report.
+
+    Returns:
+        Lines to print.
 
     Raises:
         ImportError: matplotlib is not installed.
         FileNotFoundError: ``results``, or the folder that ``output`` is to lie in, does not exist.
         FileExistsError: ``output`` exists, and ``overwrite`` is not given, or it is not just an old report.
-        ValueError: no results, a file that is none, an unknown name, or options that exclude each other.
+        ValueError: there are no results, a file is none, a name is unknown, or options exclude each other.
     """
     check_place(output, overwrite, _REPORT, inputs=[results] if results else [])
     require("diffclip report", "plot", "matplotlib")
     models = _models(results, paper_only, match, baseline)
     rows = load_paper()
-    paper, ours = paper_entries(rows), our_entries(models, rows, match, baseline)
+    paper, ours = paper_entries(rows), our_entries(models, rows, match=match, baseline=baseline)
     tables, figures, said = make_tables(paper, ours), make_figures(paper, ours), remarks(models, ours)
     with staged(output, overwrite) as new:
         for folder in (new, new / "tables", new / "figures"):
@@ -58,7 +66,15 @@ def report(
             (new / "tables" / f"{table.layout.name}.md").write_text(markdown(table), encoding="utf-8")
             (new / "tables" / f"{table.layout.name}.csv").write_text(csv_text(table), encoding="utf-8")
         save_figures(figures, new / "figures")
-        page = make_page(figures, tables, models, ours, paper, said, new / "figures")
+        page = make_page(
+            figures=figures,
+            tables=tables,
+            models=models,
+            ours=ours,
+            paper=paper,
+            remarks=said,
+            folder=new / "figures",
+        )
         (new / "index.html").write_text(page, encoding="utf-8")
     written = f"{output / 'index.html'}: {len(tables)} tables, {len(figures)} figures"
     return [*said, written]

@@ -1,12 +1,11 @@
-"""What the paper's Figures 1, 3, 4 and 5 show: its own numbers, and ours in a panel of their own."""
+"""Choose what Figures 1, 3, 4 and 5 show: the paper's numbers, and ours in a panel of their own."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from diffclip_openclip.evaluation.suite import MMVP_PAPER_PATTERNS
-from diffclip_openclip.report.entries import Entry
+from diffclip_openclip.data.catalog import MMVP_PAPER_PATTERNS
+from diffclip_openclip.report.comparison import Entry
 from diffclip_openclip.report.layouts import OOD, SIX_TASKS, Column
-from diffclip_openclip.report.tables import title_of
 
 _OOD = (*OOD.columns[:-2], Column("Average", OOD.columns[-2].key))
 _PATTERNS = tuple(Column(pattern, f"mmvp/{pattern}") for pattern in MMVP_PAPER_PATTERNS)
@@ -23,34 +22,35 @@ _MMVP_NOTE = (
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture within a figure: entries over columns, on a scale that ends at ``top`` percent."""
+    """Describe one picture within a figure."""
 
     title: str
-    columns: tuple[Column, ...]
-    entries: tuple[Entry, ...]
-    top: float = 0.0
+    columns: tuple[Column, ...]  # groups of bars, or spokes of a radar
+    entries: tuple[Entry, ...]  # bars in each group, or outlines of a radar; at least one
+    top: float = 0.0  # highest value of its scale, in percent
 
     @property
     def is_ours(self) -> bool:
+        """Tell whether it shows models of ours; no panel mixes them with the paper's."""
         return self.entries[0].is_ours
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure: file name, title, panels (each with entries), and notes that stand below it."""
+    """Describe a figure."""
 
-    name: str
+    name: str  # of its files
     title: str
     panels: tuple[Panel, ...]
-    notes: tuple[str, ...]
-    is_radar: bool = False
+    notes: tuple[str, ...]  # below it
+    is_radar: bool = False  # otherwise grouped bars
 
 
 def make_figures(paper: Mapping[str, Entry], ours: Sequence[Entry]) -> list[Figure]:
-    """What to draw.
+    """Choose the entries of all figures.
 
-    A model of ours stands in the figures of the pretraining that its counterpart in the paper, or else its baseline's,
-    has; in all where there is none.
+    A model of ours stands in the figures of one pretraining: its counterpart's in the paper, or else its baseline's.
+    Without either it stands in all figures.
     """
     cc3m, cc12m = ([entry for entry in paper.values() if entry.pretraining == name] for name in ("CC3M", "CC12M"))
     ours3, ours12 = ([entry for entry in ours if _pretraining(entry) in (None, name)] for name in ("CC3M", "CC12M"))
@@ -100,7 +100,7 @@ def _figure(
     note: str,
     is_radar: bool = False,
 ) -> Figure:
-    """A figure of those panels and entries that have something to draw; a radar's outlines must be whole."""
+    """Return a figure of the entries that have a score to draw; a radar's entries must have all of them."""
     enough = all if is_radar else any
     panels = []
     for panel, candidates in entries.items():
@@ -114,11 +114,11 @@ def _figure(
 def _missing(panel: Panel) -> Iterator[str]:
     for entry in panel.entries:
         if titles := [column.title for column in panel.columns if column.key not in entry.scores]:
-            yield f"{', '.join(titles)} of {title_of(entry)}"
+            yield f"{', '.join(titles)} of {entry.title}"
 
 
 def _scaled(panels: Sequence[Panel]) -> Iterator[Panel]:
-    """Panels whose scales end alike, but for those that would be less than half as high."""
+    """Yield the panels on a common scale; one whose values fill less than half of it gets a scale of its own."""
     highest = [
         max(
             entry.scores[column.key].value

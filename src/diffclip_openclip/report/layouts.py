@@ -1,8 +1,8 @@
-"""Which numbers stand where: the paper's Tables 1 to 3, its figures as tables, and what it does not print."""
+"""Define the report's tables: the paper's Tables 1 to 3, its figures as tables, and numbers that it does not print."""
 
 from dataclasses import dataclass
 
-from diffclip_openclip.evaluation.suite import (
+from diffclip_openclip.data.catalog import (
     LINEAR_PROBE,
     MMVP_PATTERNS,
     POPE_CATEGORIES,
@@ -10,51 +10,50 @@ from diffclip_openclip.evaluation.suite import (
     ZERO_SHOT,
     find_data_set,
 )
-from diffclip_openclip.report.scores import members
+from diffclip_openclip.report.paper import members
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column's title, the title of the group of columns that it belongs to (or ""), and its score's key."""
+    """Describe a column of a table, or a group of bars in a figure."""
 
     title: str
-    key: str
-    group: str = ""
+    key: str  # of the score in it
+    group: str = ""  # title above it and its neighbours, or ""
 
     @property
     def full_title(self) -> str:
+        """Return the title with the group's."""
         return f"{self.group}: {self.title}" if self.group else self.title
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows of a table under a title of their own (or "")."""
+    """Describe a part of a table: rows under a title of their own."""
 
-    title: str
+    title: str  # or ""
     columns: tuple[Column, ...]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A table: its file's name, title and caption, its blocks, whose columns have the same titles, and digits shown.
+    """Describe a table."""
 
-    ``derived``: rows of the paper that only follow from it (see ``Score.derived``) stand there too.
-    """
-
-    name: str
+    name: str  # of its files
     title: str
     caption: str
-    blocks: tuple[Block, ...]
-    digits: int = 1
-    derived: bool = False
+    blocks: tuple[Block, ...]  # whose columns have the same titles
+    digits: int = 1  # behind the decimal point
+    derived: bool = False  # whether it has rows of the paper of which every score is derived
 
     @property
     def keys(self) -> tuple[str, ...]:
+        """Return the keys of all scores in it."""
         return tuple(column.key for block in self.blocks for column in block.columns)
 
 
 def data_set_columns(measure: str, task: str, group: str = "") -> tuple[Column, ...]:
-    """A column for each data set of a task."""
+    """Return a column for each data set of a task."""
     return tuple(Column(find_data_set(key.rpartition("/")[2]).title, key, group) for key in members(measure, task))
 
 

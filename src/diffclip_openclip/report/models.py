@@ -1,58 +1,147 @@
-"""Results put together: a model is a checkpoint as it was evaluated, in one precision and with one seed."""
+"""Read what ``diffclip evaluate`` wrote, and group it into models.
 
-from collections.abc import Iterable, Iterator, Sequence
+Result files are RESULTS/<model>/<task>/<name>.json, with metrics as fractions. A model is a checkpoint as it was
+evaluated, in one precision and with one seed.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import Any
 
-from diffclip_openclip.evaluation.suite import POPE
-from diffclip_openclip.report.results import Result, read_results
-from diffclip_openclip.report.scores import Score, with_means
+from diffclip_openclip.data.catalog import (
+    DATA_SETS,
+    MMVP,
+    MMVP_PATTERNS,
+    POPE,
+    POPE_CATEGORIES,
+    RETRIEVAL,
+    ZERO_SHOT,
+)
+from diffclip_openclip.evaluation.results import RESULT_TASKS, read, result_paths
+from diffclip_openclip.report.paper import RECALLS, TEMPLATES, Score, with_means
+
+
+@dataclass(frozen=True)
+class Result:
+    """Hold one result file."""
+
+    path: str  # from the folder of all results
+    task: str
+    content: Mapping[str, Any]  # of the file
+    scores: Mapping[str, Score]  # what the report shows of it, by key; empty where the paper has no such data set
 
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint, ``precision`` and ``seed``, and all results of it; None where no result has such a setting.
+    """Hold all results of a checkpoint in one precision and with one seed."""
 
-    ``name`` is its label, with the checkpoint's hash where two share a label, and the settings where there are several.
-    ``architecture`` is open_clip's name of it, if it has one.
-    """
-
-    name: str
-    architecture: str | None
-    sha256: str | None
-    precision: str | None
-    seed: int | None
+    name: str  # the label, with the checkpoint's hash and the settings where the label alone is not unique
+    architecture: str | None  # open_clip's name of it, if it has one
+    sha256: str | None  # of the checkpoint
+    precision: str | None  # None where no result has one
+    seed: int | None  # likewise
     results: tuple[Result, ...]
 
     @property
     def scores(self) -> dict[str, Score]:
-        """What its files say, and the means of what is complete."""
+        """Return the scores of all results, and the means whose members are all there."""
         return with_means({key: score for result in self.results for key, score in result.scores.items()}, False)
 
     def is_set_as(self, other: "Model") -> bool:
-        """Whether no setting differs."""
+        """Tell whether precision and seed are the same, as far as both are known."""
         pairs = ((self.precision, other.precision), (self.seed, other.seed))
         return all(mine == theirs or mine is None or theirs is None for mine, theirs in pairs)
 
 
 def read_models(folder: Path) -> list[Model]:
-    """All models that have results in ``folder``, by name.
+    """Return all models that have results in ``folder``, by name.
+
+    Files elsewhere than in a model's folder of a known task are not read.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`~diffclip_openclip.report.results.read_results`.
-        ValueError: two files say the same; names them.
+        FileNotFoundError: ``folder`` does not exist.
+        ValueError: a file is no result, there are no results, or two files are of the same model and data.
     """
-    groups = _grouped(read_results(folder))
+    groups = _by_checkpoint(_read_results(folder))
     labels = [label for label, _ in groups]
     models = [model for key, own in groups.items() for model in _models(*key, own, ambiguous=labels.count(key[0]) > 1)]
     return sorted(models, key=lambda model: model.name)
 
 
-def _grouped(results: Iterable[Result]) -> dict[tuple[str, str | None], list[Result]]:
-    """Results by label and checkpoint.
+# files
 
-    What POPE scores are a language model's answers, of which each category has a file: they go by the label alone, to
-    the one checkpoint that has it, or else stand for themselves.
+
+def _read_results(folder: Path) -> list[Result]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}; give the folder that `diffclip evaluate` wrote")
+    results = [_read_result(path, folder) for path in result_paths(folder)]
+    if not results:
+        raise ValueError(
+            f"{folder} holds no results; they are expected as MODEL/TASK/NAME.json, as `diffclip evaluate` writes "
+            f"them, with TASK one of {', '.join(RESULT_TASKS)}"
+        )
+    if not any(result.scores for result in results):
+        names = sorted({result.content["dataset"] for result in results})
+        raise ValueError(f"{folder} holds results of {', '.join(names)} only, none of which the paper has")
+    return results
+
+
+def _read_result(path: Path, folder: Path) -> Result:
+    task, content = path.parent.name, read(path)
+    name = path.relative_to(folder).as_posix()
+    scores = {key: Score(100 * _fraction(path, content, steps), name) for key, steps in _scored(path, task, content)}
+    return Result(name, task, content, scores)
+
+
+def _scored(path: Path, task: str, content: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the keys that the report knows of a result, each with the steps to its number in ``metrics``."""
+    name = content["dataset"]
+    if task == POPE:
+        if name in (f"pope_{category}" for category in POPE_CATEGORIES):
+            yield from ((f"{name}/{metric}", (metric,)) for metric in ("accuracy", "precision", "recall", "f1"))
+            yield f"{name}/yes_ratio", ("yes_ratio",)
+    elif not any(name == data_set.name and task in data_set.tasks for data_set in DATA_SETS):
+        return
+    elif task == ZERO_SHOT:
+        if content["templates"] not in TEMPLATES:
+            raise ValueError(f"{path}: templates is {content['templates']!r}, not one of {', '.join(TEMPLATES)}")
+        yield f"{TEMPLATES[content['templates']]}/{name}", ("acc1",)
+    elif task == RETRIEVAL:
+        for k, kind in product(RECALLS, ("image", "text")):
+            metric = f"{kind}_retrieval_recall@{k}"
+            if content["metrics"].get(metric, 0) is not None:  # null: fewer than k images or captions
+                yield f"{kind}_retrieval@{k}/{name}", (metric,)
+    elif task == MMVP:
+        patterns = content["metrics"].get("patterns")
+        if not isinstance(patterns, dict) or not patterns.keys() & set(MMVP_PATTERNS):
+            raise ValueError(f"{path}: metrics holds none of MMVP's patterns")
+        yield from ((f"mmvp/{name}", ("patterns", name)) for name in MMVP_PATTERNS if name in patterns)
+    else:
+        yield f"{task}/{name}", ("accuracy",)
+
+
+def _fraction(path: Path, content: Mapping[str, Any], steps: tuple[str, ...]) -> float:
+    value: Any = content["metrics"]
+    for step in steps:
+        if not isinstance(value, dict) or step not in value:
+            raise ValueError(f"{path}: metrics lacks {' / '.join(steps)}")
+        value = value[step]
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or not 0 <= value <= 1:
+        raise ValueError(f"{path}: {' / '.join(steps)} is {value!r}, which is no fraction between 0 and 1")
+    return value
+
+
+# models
+
+
+def _by_checkpoint(results: Iterable[Result]) -> dict[tuple[str, str | None], list[Result]]:
+    """Group results by label and checkpoint.
+
+    POPE scores a language model's answers. Each category has a file of answers with a hash of its own, so these results
+    go by their label: to the one checkpoint that has it, or else into a group of their own.
     """
     groups: dict[tuple[str, str | None], list[Result]] = {}
     answers: list[Result] = []
@@ -69,7 +158,7 @@ def _grouped(results: Iterable[Result]) -> dict[tuple[str, str | None], list[Res
 
 
 def _models(label: str, sha256: str | None, results: Sequence[Result], ambiguous: bool) -> Iterator[Model]:
-    """A model for each setting; what does not depend on a setting stands in each."""
+    """Yield a model for each precision and seed; a result that depends on neither is in each of them."""
     name = f"{label} @ {sha256[:8] if sha256 else 'no checkpoint'}" if ambiguous else label
     settings = _settings(results)
     several_precisions, several_seeds = (len({setting[at] for setting in settings}) > 1 for at in (0, 1))
@@ -85,7 +174,7 @@ def _models(label: str, sha256: str | None, results: Sequence[Result], ambiguous
 
 
 def _settings(results: Sequence[Result]) -> list[tuple[str | None, int | None]]:
-    """Precisions, and the seeds that there are of each."""
+    """Return the precisions that there are results in, each with its seeds."""
     seeds: dict[str, set[int]] = {}
     for result in results:
         if result.task != POPE:

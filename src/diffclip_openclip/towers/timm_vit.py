@@ -7,7 +7,6 @@ with version 2 attention are in everything else timm's ViT (``vit_*``: no pre-no
 (``vit_*_clip_*``: pre-norm, eps 1e-5), so that they can start from a plain tower's weights.
 """
 
-from collections.abc import Collection
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -27,19 +26,9 @@ from torch import nn
 
 from diffclip_openclip.attention.v1 import DYNAMIC, LAMBDA_INIT, DifferentialAttention, resolve_lambda_init
 from diffclip_openclip.attention.v2 import DifferentialAttentionV2
+from diffclip_openclip.models import SIZES, TOWERS, Tower
 
 __all__: list[str] = []  # timm's register_model appends the towers' names
-
-# name part -> (patch_size, image size, embed_dim, depth, num_heads); S to H are timm's own sizes
-_SIZES: dict[str, tuple[int, int, int, int, int]] = {
-    "nano_patch12": (12, 48, 128, 4, 4),
-    "small_patch16": (16, 224, 384, 12, 6),
-    "base_patch16": (16, 224, 768, 12, 12),
-    "base_patch32": (32, 224, 768, 12, 12),
-    "large_patch16": (16, 224, 1024, 24, 16),
-    "large_patch14": (14, 224, 1024, 24, 16),
-    "huge_patch14": (14, 224, 1280, 32, 16),
-}
 
 
 class _TimmArguments(nn.Module):
@@ -79,12 +68,11 @@ class DifferentialBlock(Block):
         cast(DifferentialAttention, self.attn).lambda_init = resolve_lambda_init(lambda_init, depth)
 
 
-class _Kind(NamedTuple):
-    """Towers of one architecture: arguments of timm's ViT except sizes, entries of its cfg, and the sizes it is in."""
+class _Build(NamedTuple):
+    """How timm builds the towers of a kind."""
 
-    arguments: dict[str, Any]
-    preprocessing: dict[str, Any]
-    sizes: Collection[str] = tuple(_SIZES)
+    arguments: dict[str, Any]  # of timm's ViT, except sizes
+    preprocessing: dict[str, Any]  # entries of its cfg
 
 
 def _diffclip(lambda_init: float | str) -> dict[str, Any]:
@@ -100,53 +88,22 @@ def _diffclip(lambda_init: float | str) -> dict[str, Any]:
 # the paper's: SLIP's evaluation transform
 _SLIP = {"interpolation": "bilinear", "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
 _OPENAI = {"interpolation": "bicubic", "mean": OPENAI_CLIP_MEAN, "std": OPENAI_CLIP_STD}
-_OPENAI_SIZES = ("base_patch32", "base_patch16", "large_patch14")
 _V2 = {"attn_layer": TimmDifferentialAttentionV2}
 _CLIP_V2 = _V2 | {"pre_norm": True, "norm_layer": partial(LayerNorm, eps=1e-5)}
-_KINDS = {
-    "diffclip": _Kind(_diffclip(LAMBDA_INIT), _SLIP),
-    "diffclip_dynamic": _Kind(_diffclip(DYNAMIC), _SLIP),
-    "diffclip_v2": _Kind(_V2, _SLIP),
-    "clip_diffclip_v2": _Kind(_CLIP_V2, _OPENAI, _OPENAI_SIZES),
-    "clip_quickgelu_diffclip_v2": _Kind(_CLIP_V2 | {"act_layer": "quick_gelu"}, _OPENAI, _OPENAI_SIZES),
-    # timm has a plain ViT of every size but the quick start's
-    "plain": _Kind({}, _SLIP, ("nano_patch12",)),
+_BUILDS = {
+    "diffclip": _Build(_diffclip(LAMBDA_INIT), _SLIP),
+    "diffclip_dynamic": _Build(_diffclip(DYNAMIC), _SLIP),
+    "diffclip_v2": _Build(_V2, _SLIP),
+    "clip_diffclip_v2": _Build(_CLIP_V2, _OPENAI),
+    "clip_quickgelu_diffclip_v2": _Build(_CLIP_V2 | {"act_layer": "quick_gelu"}, _OPENAI),
+    "plain": _Build({}, _SLIP),
 }
 
 
-class Tower(NamedTuple):
-    """A registered image tower: timm's name, the image size in pixels that it is built for, its number of heads."""
-
-    name: str
-    image_size: int
-    num_heads: int
-
-
-def find_tower(kind: str, patch_size: int, embed_dim: int, depth: int) -> Tower:
-    """The tower with these measures; ``kind`` is "diffclip", "diffclip_v2" and so on, or "plain" for a ViT.
-
-    Raises:
-        ValueError: none has them; lists those that exist.
-    """
-    sizes = _KINDS[kind].sizes if kind != "plain" else tuple(_SIZES)
-    for size in sizes:
-        patch, image_size, width, blocks, num_heads = _SIZES[size]
-        if (patch, width, blocks) == (patch_size, embed_dim, depth):
-            own = kind != "plain" or size in _KINDS["plain"].sizes
-            return Tower(_tower_name(size, kind) if own else f"vit_{size}_{image_size}", image_size, num_heads)
-    raise ValueError(
-        f"no {kind} image tower has patches of {patch_size}, embed_dim {embed_dim} and {depth} blocks; there are: "
-        + ", ".join(f"{size} ({_SIZES[size][2]}, {_SIZES[size][3]} blocks)" for size in sizes)
-    )
-
-
-def _tower_name(size: str, kind: str) -> str:
-    return f"vit_{size}_{kind}_{_SIZES[size][1]}"
-
-
-def _default_cfg(size: str, kind: str) -> dict[str, Any] | PretrainedCfg:
+def _default_cfg(tower: Tower) -> dict[str, Any] | PretrainedCfg:
+    image_size = SIZES[tower.size].image_size
     return {
-        "input_size": (3, _SIZES[size][1], _SIZES[size][1]),
+        "input_size": (3, image_size, image_size),
         "num_classes": 0,
         "pool_size": None,
         "crop_pct": 1.0,
@@ -154,23 +111,23 @@ def _default_cfg(size: str, kind: str) -> dict[str, Any] | PretrainedCfg:
         "first_conv": "patch_embed.proj",
         "classifier": "head",
         "license": "mit",
-        **_KINDS[kind].preprocessing,
+        **_BUILDS[tower.kind].preprocessing,
     }
 
 
-def _create(name: str, size: str, pretrained: bool, **kwargs: Any) -> VisionTransformer:
-    patch_size, img_size, embed_dim, depth, num_heads = _SIZES[size]
+def _create(tower: Tower, pretrained: bool, **kwargs: Any) -> VisionTransformer:
+    measures = SIZES[tower.size]
     sizes = {
-        "img_size": img_size,
-        "patch_size": patch_size,
-        "embed_dim": embed_dim,
-        "depth": depth,
-        "num_heads": num_heads,
+        "img_size": measures.image_size,
+        "patch_size": measures.patch_size,
+        "embed_dim": measures.embed_dim,
+        "depth": measures.depth,
+        "num_heads": measures.num_heads,
         "num_classes": 0,
     }
     return build_model_with_cfg(
         VisionTransformer,
-        name,
+        tower.name,
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
@@ -178,9 +135,9 @@ def _create(name: str, size: str, pretrained: bool, **kwargs: Any) -> VisionTran
     )
 
 
-def _register_tower(size: str, kind: str) -> None:
+def _register_tower(tower: Tower) -> None:
     """Register one tower with timm; the caller of ``timm.create_model`` may override any of its arguments."""
-    name = _tower_name(size, kind)
+    name = tower.name
     if is_model(name) and model_entrypoint(name).__module__ != __name__:
         raise ValueError(
             f"timm already has another model named {name!r}, from {model_entrypoint(name).__module__}; "
@@ -188,13 +145,13 @@ def _register_tower(size: str, kind: str) -> None:
         )
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-        return _create(name, size, pretrained, **(_KINDS[kind].arguments | kwargs))
+        return _create(tower, pretrained, **(_BUILDS[tower.kind].arguments | kwargs))
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
     globals()[name] = register_model(entrypoint)
 
 
-_TOWERS = [(size, name) for name, kind in _KINDS.items() for size in kind.sizes]
-default_cfgs = generate_default_cfgs({_tower_name(*tower): _default_cfg(*tower) for tower in _TOWERS})
-for _size, _kind in _TOWERS:
-    _register_tower(_size, _kind)
+_OURS = [tower for tower in TOWERS.values() if tower.is_ours]
+default_cfgs = generate_default_cfgs({tower.name: _default_cfg(tower) for tower in _OURS})
+for _tower in _OURS:
+    _register_tower(_tower)

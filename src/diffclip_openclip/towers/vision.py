@@ -18,13 +18,12 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
+from diffclip_openclip.models import TRUNK
 from diffclip_openclip.towers.configs import DiffCLIPVisionConfig
 from diffclip_openclip.towers.trunk import create_trunk
 
 if TYPE_CHECKING:
     from transformers import CLIPImageProcessor
-
-_TRUNK = "visual.trunk."
 
 
 class DiffCLIPVisionModel(PreTrainedModel):
@@ -77,7 +76,7 @@ class DiffCLIPVisionModel(PreTrainedModel):
         model = cls(_open_clip_tower(directory))
         path = _existing(directory / "open_clip_model.safetensors")
         with safe_open(path, framework="pt") as file:
-            weights = {key.removeprefix(_TRUNK): file.get_tensor(key) for key in file.keys() if key.startswith(_TRUNK)}  # noqa: SIM118  not a dict
+            weights = {key.removeprefix(TRUNK): file.get_tensor(key) for key in file.keys() if key.startswith(TRUNK)}  # noqa: SIM118  not a dict
         try:
             model.trunk.load_state_dict(weights)
         except RuntimeError as error:  # torch's answer, which lists what does not fit

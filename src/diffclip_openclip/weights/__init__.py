@@ -1,8 +1,12 @@
 """Weights in and out: checkpoints of any layout -> an open_clip model directory -> the hub and other libraries.
 
-To read in this order: ``checkpoint`` (a file's tensors, safely), ``reference`` (key map of the authors' layout),
-``architecture`` (which model they belong to), ``source`` (SRC: file, directory or hub), ``directory`` (OUT, verified),
-``conversion`` and ``warm_starting`` (the two commands), ``hub`` (download and push), ``card`` (OUT's README.md).
+To read in this order: ``checkpoint`` (a file's tensors, safely), ``layouts`` (key tables), ``architecture`` (which
+model they belong to), ``directory`` (OUT, verified) with ``processors`` and ``card`` (what else lies in it), ``runs``
+(a training run's folder), ``hub`` (download and push), ``spec`` (how models and weights are named), ``source`` (SRC),
+``conversion`` and ``warm_starting`` (the two commands), ``loading`` (models to be measured) and ``onnx``.
+
+The modules of the two commands are not called ``convert`` and ``warm_start``, since the functions of these names are
+here, and a module would hide them.
 """
 
 from importlib import import_module
@@ -34,7 +38,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """A public name from its module when it is asked for (PEP 562); registering models needs ``reference`` alone."""
+    """Import a public name from its module when it is asked for (PEP 562); registering needs ``layouts`` alone."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,4 +1,4 @@
-"""Which model a state dict in open_clip's layout belongs to, as the configs that open_clip and transformers read."""
+"""Recognize the model that a state dict in open_clip's layout belongs to, as configs for open_clip and transformers."""
 
 import json
 from collections.abc import Mapping
@@ -12,41 +12,51 @@ import torch
 from transformers.utils import CONFIG_NAME
 
 from diffclip_openclip.attention.v1 import DYNAMIC, LAMBDA_INIT
+from diffclip_openclip.models import KINDS, SIZES, TEXT_TOWER, TOWERS, TRUNK, find_tower
 from diffclip_openclip.registration import model_names
-from diffclip_openclip.towers import timm_vit
 from diffclip_openclip.towers.configs import DiffCLIPTextConfig
-from diffclip_openclip.weights.reference import depth_of
+from diffclip_openclip.weights.layouts import depth_of
 
-VARIANTS = ("static", "dynamic", "gelu", "quickgelu")
 _STANDARD_HEAD_DIM = 64  # of the plain text towers of OpenAI, open_clip and SLIP, at every width
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """open_clip's ``model_cfg`` without the place of its text tower, and that tower's own config if it is ours."""
+    """Describe a model by what open_clip and transformers need to build it."""
 
-    model_cfg: dict[str, Any]
-    text_config: dict[str, Any] | None
+    model_cfg: dict[str, Any]  # open_clip's, without the place of the text tower
+    text_config: dict[str, Any] | None  # the text tower's own config, if that tower is ours
 
     @property
     def name(self) -> str | None:
-        """The packaged model of this architecture, if there is one."""
+        """Return the packaged model of this architecture, if there is one."""
         return next((name for name in model_names() if packaged_architecture(name) == self), None)
 
     @property
     def tower(self) -> str:
-        """timm's name of the image tower."""
+        """Return timm's name of the image tower."""
         return self.model_cfg["vision_cfg"]["timm_model_name"]
 
     @property
+    def version(self) -> int:
+        """Return the version of the image tower's differential attention, 0 for a plain tower."""
+        return KINDS[self._kind].version
+
+    @property
     def variant(self) -> str | None:
-        """What weights do not tell, one of :data:`VARIANTS`; None where there is nothing to tell."""
-        marks = {"_clip_quickgelu_": "quickgelu", "_clip_": "gelu", "_v2_": None, "_dynamic_": "dynamic"}
-        return next((variant for mark, variant in marks.items() if mark in self.tower), "static")
+        """Return what weights do not tell, one of ``models.VARIANTS``; None where there is nothing to tell."""
+        return KINDS[self._kind].variant
+
+    @property
+    def _kind(self) -> str:
+        return TOWERS[self.tower].kind if self.tower in TOWERS else "plain"
 
 
 def architecture_of(model_cfg: dict[str, Any], text_folder: Path | None = None) -> Architecture:
-    """The architecture of an open_clip config, its text tower's config in ``text_folder`` if not where it says.
+    """Return the architecture of an open_clip config.
+
+    Args:
+        text_folder: where the text tower's config is, if not where ``model_cfg`` says.
 
     Raises:
         FileNotFoundError: no config of the text tower there.
@@ -69,12 +79,14 @@ def architecture_of(model_cfg: dict[str, Any], text_folder: Path | None = None) 
 
 
 def packaged_architecture(name: str) -> Architecture:
-    """The architecture of one of this package's models, by its open_clip name."""
+    """Return the architecture of one of this package's models, by its open_clip name."""
     return architecture_of(open_clip.get_model_config(name))
 
 
 def recognize(state_dict: Mapping[str, torch.Tensor], variant: str | None = None) -> Architecture:
-    """The architecture that ``state_dict`` (open_clip's layout, a timm image tower) belongs to, by keys and shapes.
+    """Return the architecture that ``state_dict`` belongs to, by its keys and shapes.
+
+    It is in open_clip's layout, with an image tower of timm.
 
     Args:
         variant: what weights do not tell: "static" (the default) or "dynamic" lambda_init for differential attention,
@@ -83,9 +95,9 @@ def recognize(state_dict: Mapping[str, torch.Tensor], variant: str | None = None
     Raises:
         ValueError: no tower of that size exists, or the variant is needed and missing.
     """
-    image = recognize_image_tower(state_dict, variant, "visual.trunk.")
+    image = recognize_image_tower(state_dict, variant, TRUNK)
     model_cfg: dict[str, Any] = {"embed_dim": _size(state_dict, "visual.head.proj.weight", 0)}
-    if "text.transformer.layers.0.attn.proj.weight" in state_dict:
+    if f"{TEXT_TOWER}layers.0.attn.proj.weight" in state_dict:
         text_config = _differential_text(state_dict, variant)
         text_cfg = _adapter_config(text_config)
     else:
@@ -96,21 +108,28 @@ def recognize(state_dict: Mapping[str, torch.Tensor], variant: str | None = None
 
 
 def recognize_image_tower(state_dict: Mapping[str, torch.Tensor], variant: str | None, prefix: str) -> dict[str, Any]:
-    """open_clip's ``vision_cfg`` for the timm tower whose keys start with ``prefix``; raises as :func:`recognize`."""
+    """Return open_clip's ``vision_cfg`` for the timm tower whose keys start with ``prefix``.
+
+    Raises:
+        ValueError: as :func:`recognize`.
+    """
     kind = _image_kind(state_dict, variant, prefix)
     embed_dim, _, patch_size, _ = _shape(state_dict, f"{prefix}patch_embed.proj.weight", 4)
-    tower = timm_vit.find_tower(kind, patch_size, embed_dim, depth_of(state_dict, f"{prefix}blocks."))
-    num_tokens = _size(state_dict, f"{prefix}pos_embed", 1)
-    if num_tokens != (tower.image_size // patch_size) ** 2 + 1:
+    tower = find_tower(kind, patch_size, embed_dim, depth_of(state_dict, f"{prefix}blocks."))
+    measures = SIZES[tower.size]
+    expected = (measures.image_size // patch_size) ** 2 + 1  # patches and the class token
+    if (num_tokens := _size(state_dict, f"{prefix}pos_embed", 1)) != expected:
         raise ValueError(
             f"the image tower has {num_tokens} position embeddings; open_clip builds {tower.name} for "
-            f"{tower.image_size} pixels, {(tower.image_size // patch_size) ** 2 + 1} of them"
+            f"{measures.image_size} pixels, {expected} of them"
         )
     lambda_q1 = state_dict.get(f"{prefix}blocks.0.attn.lambda_q1")
-    if lambda_q1 is not None and embed_dim != tower.num_heads * len(lambda_q1):
-        raise ValueError(f"the image tower has {embed_dim // len(lambda_q1)} heads; {tower.name} has {tower.num_heads}")
+    if lambda_q1 is not None and embed_dim != measures.num_heads * len(lambda_q1):
+        raise ValueError(
+            f"the image tower has {embed_dim // len(lambda_q1)} heads; {tower.name} has {measures.num_heads}"
+        )
     return {
-        "image_size": tower.image_size,
+        "image_size": measures.image_size,
         "timm_model_name": tower.name,
         "timm_model_pretrained": False,
         "timm_pool": "token",
@@ -119,11 +138,15 @@ def recognize_image_tower(state_dict: Mapping[str, torch.Tensor], variant: str |
 
 
 def text_config_for(tower: str, lambda_init: float | str) -> tuple[dict[str, Any], dict[str, Any], int]:
-    """``text_cfg``, text config and embed_dim that the packaged DiffCLIP with an image tower of that size has."""
-    static = tower.replace("_diffclip_dynamic_", "_diffclip_")
+    """Return ``text_cfg``, text config and embed_dim of the packaged DiffCLIP with an image tower of that size.
+
+    Raises:
+        ValueError: there is none.
+    """
     for name in model_names():
         architecture = packaged_architecture(name)
-        if architecture.text_config and architecture.tower == static:
+        other = TOWERS.get(architecture.tower)
+        if architecture.text_config and other and (other.kind, other.size) == ("diffclip", TOWERS[tower].size):
             text_config = architecture.text_config | {"lambda_init": lambda_init}
             return architecture.model_cfg["text_cfg"], text_config, architecture.model_cfg["embed_dim"]
     raise ValueError(f"no DiffCLIP is defined for the image tower {tower}, so there is no text tower to go with it")
@@ -142,8 +165,7 @@ def _image_kind(state_dict: Mapping[str, torch.Tensor], variant: str | None, pre
 
 
 def _differential_text(state_dict: Mapping[str, torch.Tensor], variant: str | None) -> dict[str, Any]:
-    prefix = "text.transformer."
-    first = f"{prefix}layers.0."
+    first = f"{TEXT_TOWER}layers.0."
     hidden_size = _size(state_dict, f"{first}attn.proj.weight", 0)
     if f"{first}attn.lambda_proj.weight" in state_dict:
         kind: dict[str, Any] = {"attention_version": 2, "hidden_act": "gelu" if variant == "gelu" else "quick_gelu"}
@@ -152,19 +174,19 @@ def _differential_text(state_dict: Mapping[str, torch.Tensor], variant: str | No
         kind = {"lambda_init": DYNAMIC if variant == "dynamic" else LAMBDA_INIT}
         num_heads = hidden_size // _size(state_dict, f"{first}attn.lambda_q1", 0)
     config = DiffCLIPTextConfig(
-        vocab_size=_size(state_dict, f"{prefix}embeddings.token_embedding.weight", 0),
+        vocab_size=_size(state_dict, f"{TEXT_TOWER}embeddings.token_embedding.weight", 0),
         hidden_size=hidden_size,
         intermediate_size=_size(state_dict, f"{first}mlp.c_fc.weight", 0),
-        num_hidden_layers=depth_of(state_dict, f"{prefix}layers."),
+        num_hidden_layers=depth_of(state_dict, f"{TEXT_TOWER}layers."),
         num_attention_heads=num_heads,
-        max_position_embeddings=_size(state_dict, f"{prefix}embeddings.positional_embedding", 0),
+        max_position_embeddings=_size(state_dict, f"{TEXT_TOWER}embeddings.positional_embedding", 0),
         **kind,
     )
     return _text_json(config)
 
 
 def _text_json(config: DiffCLIPTextConfig) -> dict[str, Any]:
-    """What config.json holds; equal for equal models, whichever version of transformers wrote it."""
+    """Return what config.json holds: equal for equal models, whichever version of transformers wrote it."""
     config.architectures = ["DiffCLIPTextModel"]
     fields = config.to_diff_dict()
     for unstable in ("transformers_version", "transformers_weights", "dtype"):
@@ -187,7 +209,7 @@ def _plain_text(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         "context_length": _size(state_dict, "text.positional_embedding", 0),
         "vocab_size": vocab_size,
         "width": width,
-        "layers": depth_of(state_dict, "text.transformer.resblocks."),
+        "layers": depth_of(state_dict, f"{TEXT_TOWER}resblocks."),
     }
     for name in model_names():  # a packaged tower of that size knows its number of heads
         packaged = packaged_architecture(name).model_cfg["text_cfg"]

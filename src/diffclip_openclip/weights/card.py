@@ -1,4 +1,4 @@
-"""The model card of a converted directory."""
+"""Write the model card of a converted directory."""
 
 from diffclip_openclip import __version__
 from diffclip_openclip.weights.source import Source
@@ -46,7 +46,7 @@ place, and fails where that is gone: "Repo id must be in the form ...".
 
 
 def model_card(source: Source, command: str) -> str:
-    """A README.md with the source, its checksum and how to load the directory."""
+    """Return a README.md with the source, its checksum and how to load the directory."""
     name = source.architecture.name
     preprocess = source.preprocess_cfg or {}
     notes = "".join(f"- {note}\n" for note in source.notes)

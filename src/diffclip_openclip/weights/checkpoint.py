@@ -1,4 +1,4 @@
-"""Read a checkpoint file's tensors without executing anything that it holds."""
+"""Read a checkpoint file's tensors without executing anything that it holds, and write tensors to a file."""
 
 import argparse
 import pathlib
@@ -24,7 +24,7 @@ _STATE_DICT_KEYS = ("state_dict", "model")  # of open_clip, SLIP and the authors
 
 
 def _admitted_types() -> list[Any]:
-    """What the authors' checkpoints hold beside tensors: ``args`` with paths in it, and numpy scalars.
+    """List what the authors' checkpoints hold beside tensors: ``args`` with paths in it, and numpy scalars.
 
     A path is admitted as its pure form, which exists on every system and touches no file. numpy renamed its module in
     2.0, Python 3.13 pathlib's; pickles hold the name of the version that wrote them.
@@ -49,7 +49,7 @@ def _safe_globals() -> AbstractContextManager[Any]:
 
 
 def _kind(path: Path) -> str:
-    """Either "torch" or "safetensors", by content: a name's ending may be wrong."""
+    """Return "torch" or "safetensors", by content, since a name's ending may be wrong."""
     with path.open("rb") as file:
         head = file.read(512)
     if not head:
@@ -115,7 +115,7 @@ def _unwrapped(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
 
 
 def read_checkpoint(path: Path) -> StateDict:
-    """The state dict in ``path``, without ``module.`` and ``_orig_mod.`` before its keys.
+    """Return the state dict in ``path``, without ``module.`` and ``_orig_mod.`` before its keys.
 
     Takes safetensors files and PyTorch's, bare or under ``state_dict`` or ``model`` beside optimizer state and the
     like, which is left out. PyTorch files are read with ``weights_only=True``; admitted are, beyond torch's own types,
@@ -136,3 +136,51 @@ def read_checkpoint(path: Path) -> StateDict:
         raise ValueError(
             f"{path} is a safetensors file that is cut short or damaged; copy or download it again"
         ) from error
+
+
+def read_epoch(path: Path) -> int:
+    """Return how many epochs open_clip's trainer had done (open_clip@v3.3.0:src/open_clip_train/main.py).
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_checkpoint`.
+        ValueError: the checkpoint does not say.
+    """
+    read_checkpoint(path)  # which says what is wrong with a damaged or unsafe file
+    content = _load_torch(path) if _kind(path) == "torch" else {}
+    if "epoch" not in content:
+        raise ValueError(f"{path} does not say after which epoch it was written; open_clip's trainer writes that")
+    return int(content["epoch"])
+
+
+def save_safetensors(state_dict: StateDict, path: Path) -> None:
+    """Write tensors as safetensors.
+
+    Raises:
+        OSError: writing fails, say because the disk is full.
+    """
+    try:
+        safetensors.torch.save_file(_apart(state_dict), path, metadata={"format": "pt"})
+    except safetensors.SafetensorError as error:
+        raise OSError(f"{path.name} could not be written: {error}") from error
+
+
+def save_torch(content: object, path: Path) -> None:
+    """Write anything in PyTorch's format.
+
+    Raises:
+        OSError: writing fails, say because the disk is full.
+    """
+    try:
+        torch.save(content, path)
+    except RuntimeError as error:  # how torch reports that writing failed
+        raise OSError(f"{path.name} could not be written: {error}") from error
+
+
+def _apart(state_dict: StateDict) -> StateDict:
+    """Copy what is there under another name already, since safetensors saves no memory twice."""
+    apart, seen = {}, set()
+    for key, tensor in state_dict.items():
+        own = tensor.clone() if tensor.untyped_storage().data_ptr() in seen else tensor
+        seen.add(own.untyped_storage().data_ptr())
+        apart[key] = own.contiguous()
+    return apart

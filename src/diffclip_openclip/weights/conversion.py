@@ -1,31 +1,26 @@
-"""``diffclip convert``: weights of one layout into another."""
+"""Do the work of ``diffclip convert``: weights of one layout into another."""
 
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from open_clip.constants import HF_CONFIG_NAME
 
 from diffclip_openclip.files import check_place, staged
+from diffclip_openclip.models import TRUNK
 from diffclip_openclip.weights.card import model_card
-from diffclip_openclip.weights.checkpoint import StateDict, read_checkpoint
-from diffclip_openclip.weights.directory import (
-    MODEL_DIRECTORY,
-    read_config,
-    save_weights,
-    write_directory,
-    write_place,
-)
-from diffclip_openclip.weights.reference import to_reference
-from diffclip_openclip.weights.source import PREPROCESS, Source, load_source
+from diffclip_openclip.weights.checkpoint import StateDict, read_checkpoint, save_safetensors, save_torch
+from diffclip_openclip.weights.directory import MODEL_DIRECTORY, PREPROCESS, read_config, write_directory, write_place
+from diffclip_openclip.weights.layouts import to_reference
+from diffclip_openclip.weights.source import Source, load_source
+from diffclip_openclip.weights.spec import parse_source
 
 _SUFFIXES = (".safetensors", ".pt", ".pth")
-_TRUNK = "visual.trunk."
 
 
 def convert(
     src: str,
     out: Path,
+    *,
     to: str = "open_clip",
     variant: str | None = None,
     preprocess: str | None = None,
@@ -34,10 +29,10 @@ def convert(
     """Convert SRC and return what the user should know about the result.
 
     Args:
-        src: a checkpoint file, a directory in open_clip's form, or ``hf://owner/repo[@revision][/file]``.
+        src: any form of the grammar in :mod:`~diffclip_openclip.weights.spec` that has weights.
         out: for "open_clip" the directory to make; otherwise a ``.safetensors`` or ``.pt`` file.
         to: "open_clip"; "reference", the layout of the authors' checkpoints; or "timm", the image tower alone.
-        variant: what SRC does not say, see :data:`~diffclip_openclip.weights.architecture.VARIANTS`.
+        variant: what SRC does not say, one of ``diffclip_openclip.models.VARIANTS``.
         preprocess: "slip" or "openai", for "open_clip" where SRC does not say.
 
     Raises:
@@ -48,14 +43,16 @@ def convert(
     """
     if preprocess is not None and to != "open_clip":
         raise ValueError(f"--to {to} writes no preprocessing; leave out --preprocess {preprocess}")
-    if to == "open_clip" and Path(src).is_dir() and out.is_dir() and out.samefile(src):
+    spec = parse_source(src)
+    place = Path(spec.pretrained)
+    if to == "open_clip" and not spec.name and place.is_dir() and out.is_dir() and out.samefile(place):
         if variant is not None or preprocess is not None:
             raise ValueError(
                 f"{src} to itself corrects its own place and nothing else; for --variant and --preprocess "
                 "name another OUT"
             )
         return _repair(out)
-    check_place(out, overwrite, MODEL_DIRECTORY if to == "open_clip" else None, inputs=[Path(src)])
+    check_place(out, overwrite, MODEL_DIRECTORY if to == "open_clip" else None, inputs=[place])
     source = load_source(src, variant)
     if to == "open_clip":
         return _to_directory(source, out, preprocess, overwrite)
@@ -63,6 +60,7 @@ def convert(
 
 
 def _repair(folder: Path) -> list[str]:
+    """Correct the one path in a directory that was moved; nothing else changes, and no file is added."""
     model_cfg, _ = read_config(folder)
     if "hf_model_name" not in model_cfg["text_cfg"]:
         return [f"{folder} names no place, so there is nothing to correct"]
@@ -81,11 +79,11 @@ def _to_directory(source: Source, out: Path, preprocess: str | None, overwrite: 
         )
     write_directory(
         out,
-        source.state_dict,
-        source.architecture,
-        source.preprocess_cfg,
-        model_card(source, "convert"),
-        overwrite,
+        state_dict=source.state_dict,
+        architecture=source.architecture,
+        preprocess_cfg=source.preprocess_cfg,
+        card=model_card(source, "convert"),
+        overwrite=overwrite,
     )
     return [f"{out} is {source.architecture.name or source.architecture.tower}", *source.notes]
 
@@ -95,31 +93,24 @@ def _to_file(source: Source, out: Path, to: str, overwrite: bool) -> list[str]:
         raise ValueError(f"{out} ends in {out.suffix or 'nothing'}; --to {to} writes one of {', '.join(_SUFFIXES)}")
     if to == "timm":
         weights = {
-            key.removeprefix(_TRUNK): tensor for key, tensor in source.state_dict.items() if key.startswith(_TRUNK)
+            key.removeprefix(TRUNK): tensor for key, tensor in source.state_dict.items() if key.startswith(TRUNK)
         }
         note = f"timm.create_model({source.architecture.tower!r}, checkpoint_path={str(out)!r}) loads it"
     else:
-        if "_v2_" in source.architecture.tower:
+        if source.architecture.version == 2:
             raise ValueError(f"{source.label} has V2 attention, which the authors' layout does not know")
         weights = to_reference(source.state_dict)
         note = f"{out} holds {len(weights)} tensors in the authors' layout"
     with staged(out, overwrite) as new:
         if out.suffix == ".safetensors":
-            save_weights(weights, new)
+            save_safetensors(weights, new)
         else:
-            _save_torch(weights if to == "timm" else _as_published(weights), new)
+            save_torch(weights if to == "timm" else _as_published(weights), new)
         if read_checkpoint(new).keys() != weights.keys():
             raise OSError(f"{out} is not what was written; is the disk full?")
     return [note, *source.notes]
 
 
 def _as_published(weights: StateDict) -> dict[str, StateDict]:
-    """As in the authors' and SLIP's checkpoints, which their scripts read from under DistributedDataParallel."""
+    """Nest and prefix weights as the authors' and SLIP's checkpoints do, whose scripts use DistributedDataParallel."""
     return {"state_dict": {f"module.{key}": tensor for key, tensor in weights.items()}}
-
-
-def _save_torch(content: object, path: Path) -> None:
-    try:
-        torch.save(content, path)
-    except RuntimeError as error:  # how torch reports that writing failed
-        raise OSError(f"{path.name} could not be written: {error}") from error

@@ -1,7 +1,9 @@
-"""OUT of ``diffclip convert``: a model directory in open_clip's own form, checked before it is put in place.
+"""Write and read model directories: open_clip's own form, with transformers' files beside it.
 
-``open_clip_config.json`` and ``open_clip_model.safetensors`` are what open_clip's ``local-dir:`` and ``hf-hub:`` read;
-``config.json`` is transformers' config of a differential text tower, which takes its weights from the same file.
+``open_clip_config.json`` and ``open_clip_model.safetensors`` are what open_clip's ``local-dir:`` and ``hf-hub:`` read.
+``config.json`` is transformers' config of a differential text tower, which takes its weights from the same file. A
+tokenizer and an image processor are there for transformers; see :mod:`~diffclip_openclip.weights.processors`.
+Directories of earlier versions lack these two, and nothing that reads a directory asks for them.
 """
 
 import json
@@ -11,28 +13,60 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from open_clip.constants import (
+    HF_CONFIG_NAME,
+    HF_SAFE_WEIGHTS_NAME,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    OPENAI_DATASET_MEAN,
+    OPENAI_DATASET_STD,
+)
 from transformers.utils import CONFIG_NAME
 
 from diffclip_openclip.files import Folder, check_place, staged
 from diffclip_openclip.weights.architecture import Architecture
-from diffclip_openclip.weights.checkpoint import StateDict
+from diffclip_openclip.weights.checkpoint import StateDict, save_safetensors
+from diffclip_openclip.weights.processors import (
+    IMAGE_PROCESSOR_FILE,
+    TOKENIZER_FILES,
+    write_image_processor,
+    write_tokenizer,
+)
 
-_CARD = "README.md"
+CARD = "README.md"
+# what transformers reads beside the weights
+TRANSFORMERS_FILES = (CONFIG_NAME, *TOKENIZER_FILES, IMAGE_PROCESSOR_FILE)
 MODEL_DIRECTORY = Folder(
     "a model directory",
     (
-        *(HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME, CONFIG_NAME, _CARD),
+        *(HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME, *TRANSFORMERS_FILES, CARD),
         *("onnx", "onnx/image.onnx", "onnx/text.onnx", "onnx/*.onnx.data"),  # what `diffclip export` adds
     ),
     mark=HF_CONFIG_NAME,
 )
 
+# the names of --preprocess
+PREPROCESS: dict[str, dict[str, Any]] = {
+    # facebookresearch/SLIP@c6faf5d:main.py, the transform of DiffCLIP and its baseline
+    "slip": {
+        "mean": list(IMAGENET_MEAN),
+        "std": list(IMAGENET_STD),
+        "interpolation": "bilinear",
+        "resize_mode": "shortest",
+    },
+    # what open_clip's trainer uses where nothing else is said
+    "openai": {
+        "mean": list(OPENAI_DATASET_MEAN),
+        "std": list(OPENAI_DATASET_STD),
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    },
+}
+
 
 def write_directory(
     out: Path,
+    *,
     state_dict: StateDict,
     architecture: Architecture,
     preprocess_cfg: dict[str, Any],
@@ -42,7 +76,11 @@ def write_directory(
 ) -> None:
     """Write a model directory to ``out``, once open_clip has loaded it back with every tensor in its place.
 
-    ``check`` is given the model that was loaded back, and raises to stop.
+    Args:
+        state_dict: in open_clip's layout.
+        preprocess_cfg: open_clip's.
+        card: what README.md is to say.
+        check: is given the model that was loaded back, and raises to stop.
 
     Raises:
         FileExistsError: ``out`` exists, and ``overwrite`` is not given, or ``out`` is not just a model directory.
@@ -53,14 +91,16 @@ def write_directory(
     with staged(out, overwrite) as folder:
         folder.mkdir()
         _write_configs(folder, architecture, preprocess_cfg, place=folder)
-        save_weights(state_dict, folder / HF_SAFE_WEIGHTS_NAME)
-        (folder / _CARD).write_text(card, encoding="utf-8")
+        save_safetensors(state_dict, folder / HF_SAFE_WEIGHTS_NAME)
+        (folder / CARD).write_text(card, encoding="utf-8")
         check(_verified(folder, state_dict))
+        write_tokenizer(folder, architecture.model_cfg["text_cfg"])
+        write_image_processor(folder)
         _write_configs(folder, architecture, preprocess_cfg, place=out.resolve())
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """``model_cfg`` and ``preprocess_cfg`` of a directory in open_clip's form.
+    """Return ``model_cfg`` and ``preprocess_cfg`` of a directory in open_clip's form.
 
     Raises:
         FileNotFoundError: no ``open_clip_config.json`` there.
@@ -99,7 +139,7 @@ def check_text_place(folder: Path) -> None:
 
 
 def config_at(folder: Path, place: str) -> dict[str, Any]:
-    """All of ``folder``'s ``open_clip_config.json``, with the text tower at ``place`` if it names one.
+    """Return all of ``folder``'s ``open_clip_config.json``, with the text tower at ``place`` if it names one.
 
     Raises:
         ValueError: it is not open_clip's.
@@ -120,26 +160,8 @@ def write_place(folder: Path) -> None:
         _write_json(new, config_at(folder, str(folder.resolve())))
 
 
-def _apart(state_dict: StateDict) -> StateDict:
-    """With a copy of what is there under another name already: safetensors saves no memory twice."""
-    apart, seen = {}, set()
-    for key, tensor in state_dict.items():
-        own = tensor.clone() if tensor.untyped_storage().data_ptr() in seen else tensor
-        seen.add(own.untyped_storage().data_ptr())
-        apart[key] = own.contiguous()
-    return apart
-
-
-def save_weights(state_dict: StateDict, path: Path) -> None:
-    """``safetensors.torch.save_file``, with an ``OSError`` where writing fails."""
-    try:
-        save_file(_apart(state_dict), path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(f"{path.name} could not be written: {error}") from error
-
-
 def initial_state(architecture: Architecture, folder: Path) -> StateDict:
-    """The state dict of a model as open_clip initialises it; ``folder`` is one to work in."""
+    """Return the state dict of a model as open_clip initialises it; ``folder`` is one to work in."""
     _write_configs(folder, architecture, {}, place=folder)
     return dict(_create(folder).state_dict())
 

@@ -1,4 +1,4 @@
-"""The Hugging Face hub as a source of weights and a place for them, over ``huggingface_hub`` alone."""
+"""Fetch weights from the Hugging Face hub and push model directories to it, over ``huggingface_hub`` alone."""
 
 import json
 import re
@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
 from transformers.utils import CONFIG_NAME
 
-from diffclip_openclip.weights.directory import config_at
+from diffclip_openclip.weights.directory import CARD, TRANSFORMERS_FILES, config_at
 
 SCHEME = "hf://"
 AUTHORS_FILE = "checkpoint_best.pt"  # in each of the authors' repositories
@@ -29,7 +29,7 @@ _MODEL_FILES = [HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME, CONFIG_NAME]
 
 
 def fetch(src: str) -> tuple[Path, str]:
-    """Download ``hf://owner/repo[@revision][/file]``: a path in the hub's cache, and the source with its commit.
+    """Download ``hf://owner/repo[@revision][/file]``; return a path in the hub's cache, and the source with its commit.
 
     The revision is a branch, tag or commit, with slashes as ``%2F``; without it, the default branch. Without a file:
     the repository's model directory if it is in open_clip's form, else its ``checkpoint_best.pt``. A download whose
@@ -71,10 +71,11 @@ def _fetch_model(repo_id: str, revision: str | None) -> Path:
         ) from error
 
 
-def push(folder: Path, repo_id: str, private: bool = False) -> str:
-    """Upload a converted directory as one commit; ``hf-hub:owner/repo`` then loads it. Returns the commit's address.
+def push(folder: Path, repo_id: str, *, private: bool = False) -> str:
+    """Upload a converted directory as one commit, and return the commit's address.
 
-    In the repository's ``open_clip_config.json`` the text tower's place is the repository itself.
+    ``hf-hub:owner/repo`` then loads it. In the repository's ``open_clip_config.json`` the text tower's place is the
+    repository itself.
 
     Raises:
         FileNotFoundError: ``folder`` is no converted directory.
@@ -88,7 +89,7 @@ def push(folder: Path, repo_id: str, private: bool = False) -> str:
         raise ValueError(f"{repo_id} is not of the form owner/repo")
     config = config_at(folder, repo_id)
     operations = [CommitOperationAdd(HF_CONFIG_NAME, json.dumps(config, indent=2).encode())]
-    for name in (HF_SAFE_WEIGHTS_NAME, CONFIG_NAME, "README.md"):
+    for name in (HF_SAFE_WEIGHTS_NAME, *TRANSFORMERS_FILES, CARD):
         if (folder / name).is_file():
             operations.append(CommitOperationAdd(name, folder / name))
     with _one_line_errors(repo_id):

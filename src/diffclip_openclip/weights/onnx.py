@@ -1,4 +1,4 @@
-"""ONNX files of both towers of an open_clip model directory, each compared with PyTorch before it is put in place."""
+"""Export both towers of a model directory to ONNX; each file is compared with PyTorch before it is put in place."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ _EXPORT = Folder("an export", ("image.onnx", "text.onnx", "*.onnx.data"), mark="
 
 
 class _Encoder(nn.Module):
-    """One tower with its projection, as a module of its own."""
+    """Make one tower with its projection a module of its own."""
 
     def __init__(self, model: nn.Module, method: str) -> None:
         super().__init__()
@@ -30,14 +30,15 @@ class _Encoder(nn.Module):
         return getattr(self.model, self.method)(x, normalize=True)
 
 
-def export_onnx(directory: str | Path, output: str | Path, overwrite: bool = False) -> list[str]:
+def export_onnx(directory: str | Path, output: str | Path, *, overwrite: bool = False) -> list[str]:
     """Write ``image.onnx`` and ``text.onnx`` into a new folder ``output``.
 
-    ``image.onnx`` takes ``pixel_values`` (B, 3, H, W), float32, and gives ``image_embeds`` (B, embed_dim);
-    ``text.onnx`` takes ``input_ids`` (B, context_length), int64, and gives ``text_embeds``; both are L2-normalised, at
-    any batch size B. The metadata of both say what else a user needs: ``logit_scale`` (the factor itself),
-    ``image_mean``, ``image_std``, ``image_size`` [H, W] and ``context_length`` in JSON, ``interpolation`` and
-    ``resize_mode`` as text. Weights above ONNX's limit of 2 GB are in a file ``.onnx.data`` beside it.
+    ``image.onnx`` takes ``pixel_values`` (B, 3, H, W), float32, and gives ``image_embeds`` (B, embed_dim).
+    ``text.onnx`` takes ``input_ids`` (B, context_length), int64, and gives ``text_embeds`` (B, embed_dim). Embeddings
+    are L2-normalised, and the batch size B is free. The metadata of both files say what else a user needs:
+    ``logit_scale`` (the factor itself), ``image_mean``, ``image_std``, ``image_size`` [H, W] and ``context_length`` in
+    JSON, ``interpolation`` and ``resize_mode`` as text. Weights above ONNX's limit of 2 GB are in a file
+    ``.onnx.data`` beside it.
 
     Args:
         directory: model directory in open_clip's form, as ``diffclip convert`` makes them.
@@ -45,7 +46,7 @@ def export_onnx(directory: str | Path, output: str | Path, overwrite: bool = Fal
         overwrite: replace it where it exists.
 
     Returns:
-        a line for each file, with its largest absolute difference from PyTorch.
+        A line for each file, with its largest absolute difference from PyTorch.
 
     Raises:
         ImportError: onnx, onnxruntime or onnxscript is not installed.
@@ -121,7 +122,11 @@ def _write(
 
 @torch.no_grad()
 def _compare(path: Path, encoder: _Encoder, sample: torch.Tensor) -> float:
-    """The largest absolute difference between a file and what it was made from; raises above :data:`TOLERANCE`."""
+    """Return the largest absolute difference between a file and what it was made from.
+
+    Raises:
+        ValueError: it is above :data:`TOLERANCE`.
+    """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

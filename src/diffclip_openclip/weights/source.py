@@ -1,24 +1,16 @@
-"""SRC of ``diffclip convert``: whatever holds a CLIP's weights, as a state dict in open_clip's layout."""
+"""Read SRC of ``diffclip convert``: whatever holds a CLIP's weights, as a state dict in open_clip's layout."""
 
-import ast
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from open_clip.constants import (
-    HF_CONFIG_NAME,
-    HF_SAFE_WEIGHTS_NAME,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    OPENAI_DATASET_MEAN,
-    OPENAI_DATASET_STD,
-)
-from open_clip.factory import parse_model_name
-from open_clip.pretrained import get_pretrained_cfg
+import open_clip
+from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
 
 from diffclip_openclip.attention.v1 import DYNAMIC, LAMBDA_INIT
 from diffclip_openclip.files import sha256
+from diffclip_openclip.models import TRUNK
 from diffclip_openclip.registration import model_names
 from diffclip_openclip.weights import hub
 from diffclip_openclip.weights.architecture import (
@@ -30,120 +22,112 @@ from diffclip_openclip.weights.architecture import (
     text_config_for,
 )
 from diffclip_openclip.weights.checkpoint import StateDict, read_checkpoint
-from diffclip_openclip.weights.directory import initial_state, read_config
-from diffclip_openclip.weights.reference import from_reference
-
-# the names of --preprocess
-PREPROCESS: dict[str, dict[str, Any]] = {
-    # facebookresearch/SLIP@c6faf5d:main.py, the transform of DiffCLIP and its baseline
-    "slip": {
-        "mean": list(IMAGENET_MEAN),
-        "std": list(IMAGENET_STD),
-        "interpolation": "bilinear",
-        "resize_mode": "shortest",
-    },
-    # what open_clip's trainer uses where nothing else is said
-    "openai": {
-        "mean": list(OPENAI_DATASET_MEAN),
-        "std": list(OPENAI_DATASET_STD),
-        "interpolation": "bicubic",
-        "resize_mode": "shortest",
-    },
-}
+from diffclip_openclip.weights.directory import PREPROCESS, initial_state, read_config
+from diffclip_openclip.weights.layouts import Layout, detect, from_reference
+from diffclip_openclip.weights.runs import TrainingRun
+from diffclip_openclip.weights.spec import ModelSpec, parse_source
 
 
 @dataclass(frozen=True)
 class Source:
-    """A CLIP to be converted.
+    """Hold a CLIP that is to be converted."""
 
-    ``state_dict`` is in open_clip's layout; ``preprocess_cfg`` is None where the source does not say; ``sha256`` is the
-    weight file's, if there is one; ``notes`` are facts that the user should know.
-    """
-
-    label: str
-    sha256: str | None
-    state_dict: StateDict
+    label: str  # where it is from; on the hub with its commit
+    sha256: str | None  # the weight file's, if there is one
+    state_dict: StateDict  # in open_clip's layout
     architecture: Architecture
-    preprocess_cfg: dict[str, Any] | None
-    notes: list[str] = field(default_factory=list)
+    preprocess_cfg: dict[str, Any] | None  # open_clip's; None where the source does not say
+    layout: Layout | None = None  # of the weight file; None where open_clip loaded the weights
+    notes: list[str] = field(default_factory=list)  # facts that the user should know
 
 
 def load_source(src: str, variant: str | None = None) -> Source:
-    """Read SRC: a file, a directory in open_clip's form, or ``hf://owner/repo[@revision][/file]``.
+    """Read SRC.
 
     Args:
+        src: any form of the grammar in :mod:`~diffclip_openclip.weights.spec` that has weights.
         variant: see :func:`~diffclip_openclip.weights.architecture.recognize`; for sources that do not say themselves.
 
     Raises:
         FileNotFoundError: nothing there.
         ValueError: not the weights of a model that this package knows; the message says what was found.
     """
-    path, label = locate(src)
-    if not path.is_dir():
-        source = _from_file(path, variant)
-    elif variant is None:
-        source = _from_directory(path)
+    spec = parse_source(src)
+    if spec.name:
+        source = _from_named(spec, variant)
     else:
-        raise ValueError(f"{src} says in its {HF_CONFIG_NAME} which variant it is; leave out --variant {variant}")
+        on_hub = spec.pretrained.startswith(hub.SCHEME)
+        path, label = hub.fetch(spec.pretrained) if on_hub else (Path(spec.pretrained), src)
+        if path.is_dir() and variant is not None:
+            raise ValueError(f"{src} says in its {HF_CONFIG_NAME} which variant it is; leave out --variant {variant}")
+        source = replace(_from_directory(path) if path.is_dir() else _from_file(path, variant), label=label)
     if variant is not None and source.architecture.variant != variant:
         raise ValueError(f"--variant {variant} does not apply: {src} holds {source.architecture.tower}; leave it out")
-    return replace(source, label=label)
-
-
-def locate(src: str) -> tuple[Path, str]:
-    """SRC as a path, which is in the hub's cache if SRC is on the hub, and in words; raises as ``hub.fetch``."""
-    return hub.fetch(src) if src.startswith(hub.SCHEME) else (Path(src), src)
+    return source
 
 
 def _from_directory(folder: Path) -> Source:
     model_cfg, preprocess_cfg = read_config(folder)
     if "timm_model_name" not in model_cfg["vision_cfg"]:
-        raise ValueError(
-            f"{folder} holds a CLIP with open_clip's own image tower and plain attention; "
-            f"`diffclip warm-start local-dir:{folder} OUT` makes it a differential one with the same outputs"
-        )
+        raise ValueError(_only_warm_start(folder, f"local-dir:{folder}"))
     weights = folder / HF_SAFE_WEIGHTS_NAME
-    return Source(
-        str(folder), sha256(weights), read_checkpoint(weights), architecture_of(model_cfg, folder), preprocess_cfg
+    state_dict = read_checkpoint(weights)
+    architecture = architecture_of(model_cfg, folder)
+    return Source(str(folder), sha256(weights), state_dict, architecture, preprocess_cfg, detect(state_dict))
+
+
+def _from_named(spec: ModelSpec, variant: str | None) -> Source:
+    """Read weights of which the model was named, which is not to be told by their keys then."""
+    model_cfg = open_clip.get_model_config(spec.name)
+    if "timm_model_name" not in model_cfg["vision_cfg"]:
+        raise ValueError(_only_warm_start(spec.name, str(spec)))
+    if variant is not None:
+        raise ValueError(f"{spec.name} says which variant it is; leave out --variant {variant}")
+    if spec.checkpoint is not None:
+        return replace(_from_file(spec.checkpoint, None, architecture_of(model_cfg)), label=str(spec))
+    model = open_clip.create_model(spec.name, spec.pretrained)
+    preprocess = open_clip.get_model_preprocess_cfg(model)
+    preprocess_cfg = {name: preprocess[name] for name in PREPROCESS["openai"]}
+    return Source(str(spec), None, dict(model.state_dict()), architecture_of(model_cfg), preprocess_cfg)
+
+
+def _only_warm_start(what: object, src: str) -> str:
+    return (
+        f"{what} is a CLIP with OpenAI's image tower and plain attention; `diffclip warm-start {src} OUT` makes it a "
+        "differential one with the same outputs"
     )
 
 
-def _from_file(path: Path, variant: str | None) -> Source:
+def _from_file(path: Path, variant: str | None, named: Architecture | None = None) -> Source:
+    """Read a checkpoint file, by its keys; ``named`` is the model that it was said to be of."""
     state_dict = read_checkpoint(path)
-    digest = sha256(path)
-    if _has(state_dict, "visual.blocks."):  # the authors' and SLIP's
+    digest, layout = sha256(path), detect(state_dict)
+    if layout is Layout.AUTHORS:
         state_dict = from_reference(state_dict)
-        architecture = recognize(state_dict, variant)
+        architecture = named or recognize(state_dict, variant)
         if architecture.tower == "vit_small_patch16_224":  # facebookresearch/SLIP@d1de3e7:models.py, CLIP_VITS16
             raise ValueError(
                 f"{path} has a plain ViT-S/16: SLIP's has 12 heads and timm's 6, which weights do not tell"
             )
-        return Source(str(path), digest, state_dict, architecture, PREPROCESS["slip"])
-    if _has(state_dict, "visual.trunk.blocks."):  # open_clip's, as our models have it
-        architecture = _trained(path, state_dict, variant)
+        return Source(str(path), digest, state_dict, architecture, PREPROCESS["slip"], layout)
+    if layout is Layout.OURS:
+        run = TrainingRun.of_checkpoint(path)
+        architecture = _trained(path, run, state_dict, variant, named)
         if "logit_bias" in state_dict:  # trained with --siglip; the config's value is only where training starts
             architecture.model_cfg["init_logit_bias"] = float(state_dict["logit_bias"])
-        return Source(str(path), digest, state_dict, architecture, preprocess_of_run(path))
-    if _has(state_dict, "blocks."):  # timm's
+        return Source(str(path), digest, state_dict, architecture, run.preprocess_cfg, layout)
+    if layout is Layout.TIMM and named is None:
         return _from_image_tower(str(path), digest, state_dict, variant)
-    if "visual.conv1.weight" in state_dict:
-        raise ValueError(
-            f"{path} is a CLIP with OpenAI's image tower and plain attention; `diffclip warm-start NAME:{path} OUT` "
-            "makes it a differential one with the same outputs"
-        )
+    if layout is Layout.OPENAI:
+        raise ValueError(_only_warm_start(path, f"NAME,{path}"))
     raise ValueError(
         f"{path} is no CLIP in the authors', SLIP's, open_clip's or timm's layout; it holds {len(state_dict)} tensors, "
         f"among them {', '.join(sorted(state_dict)[:3])}"
     )
 
 
-def _has(state_dict: StateDict, prefix: str) -> bool:
-    """By any of its keys, so that what is missing is told by name."""
-    return any(key.startswith(prefix) for key in state_dict)
-
-
 def _from_image_tower(label: str, digest: str, state_dict: StateDict, variant: str | None) -> Source:
-    """A timm ViT with ``DiffAttention`` becomes the image tower of a CLIP whose other weights are new."""
+    """Make a timm ViT with ``DiffAttention`` the image tower of a CLIP whose other weights are new."""
     if "blocks.0.attn.lambda_q1" not in state_dict:
         raise ValueError(
             f"{label} is a timm ViT without lambda_q1 in its attention; only image towers with DiffAttention "
@@ -155,64 +139,36 @@ def _from_image_tower(label: str, digest: str, state_dict: StateDict, variant: s
     text_cfg, text_config, embed_dim = text_config_for(image["timm_model_name"], lambda_init)
     architecture = Architecture({"embed_dim": embed_dim, "vision_cfg": image, "text_cfg": text_cfg}, text_config)
     head = [key for key in state_dict if key.startswith(("head.", "fc_norm."))]
-    trunk = {f"visual.trunk.{key}": tensor for key, tensor in state_dict.items() if key not in head}
+    trunk = {f"{TRUNK}{key}": tensor for key, tensor in state_dict.items() if key not in head}
     with tempfile.TemporaryDirectory() as folder:
         initial = initial_state(architecture, Path(folder))
-    if missing := [key for key in initial if key.startswith("visual.trunk.") and key not in trunk]:
+    if missing := [key for key in initial if key.startswith(TRUNK) and key not in trunk]:
         raise ValueError(f"{label} lacks {len(missing)} tensors of {image['timm_model_name']}: {', '.join(missing)}")
     notes = ["only the image tower is the source's: projections, text tower and logit_scale are untrained"]
     if head:
         notes.append(f"left out: {', '.join(head)}")
-    return Source(label, digest, initial | trunk, architecture, None, notes)
+    return Source(label, digest, initial | trunk, architecture, None, Layout.TIMM, notes)
 
 
-def _trained(path: Path, state_dict: StateDict, variant: str | None) -> Architecture:
-    """Architecture of open_clip's training checkpoint, which the run's params.txt tells where there is one."""
-    params = training_params(path)
-    schema, name = parse_model_name(str(params.get("model")))
-    if schema == "local-dir" and Path(name, HF_CONFIG_NAME).is_file():
-        architecture = architecture_of(read_config(Path(name))[0], Path(name))
-    elif schema is None and name.replace("/", "-") in model_names():  # as open_clip reads names
-        architecture = packaged_architecture(name.replace("/", "-"))
-    elif "model" in params and variant is None and any(key.endswith(".attn.lambda_q1") for key in state_dict):
-        raise ValueError(
-            f"the run's params.txt says that {path} is of {params['model']}, which cannot be found here, and weights "
-            "do not tell lambda_init; add --variant static (0.8 in every layer) or --variant dynamic (DiffCLIP*)"
-        )
-    else:
+def _trained(
+    path: Path, run: TrainingRun, state_dict: StateDict, variant: str | None, named: Architecture | None
+) -> Architecture:
+    """Return the architecture of open_clip's training checkpoint: as named, or as the run's params.txt tells."""
+    architecture = named or _architecture_of_run(run)
+    if architecture is None:
+        if run.model and variant is None and any(key.endswith(".attn.lambda_q1") for key in state_dict):
+            raise ValueError(
+                f"the run's params.txt says that {path} is of {run.model}, which cannot be found here, and weights do "
+                "not tell lambda_init; add --variant static (0.8 in every layer) or --variant dynamic (DiffCLIP*)"
+            )
         return recognize(state_dict, variant)
     if variant is not None:
-        raise ValueError(f"the run's params.txt says that {path} is {name}; leave out --variant {variant}")
-    if params.get("force_image_size") or params.get("force_context_length"):
-        return recognize(state_dict, architecture.variant)
-    return architecture
+        raise ValueError(f"the run's params.txt says that {path} is {run.model}; leave out --variant {variant}")
+    return recognize(state_dict, architecture.variant) if run.has_other_sizes else architecture
 
 
-def preprocess_of_run(checkpoint: Path) -> dict[str, Any] | None:
-    """How the images of open_clip's training run were normalised and resized; None where no params.txt tells."""
-    params = training_params(checkpoint)
-    schema, name = parse_model_name(str(params.get("model")))
-    if schema == "local-dir" and Path(name, HF_CONFIG_NAME).is_file():
-        base = read_config(Path(name))[1]
-    elif schema is None and params:
-        base = PREPROCESS["openai"] | (get_pretrained_cfg(name, str(params.get("pretrained"))) or {})
-    else:
-        return None
-    given = {field: params.get(f"image_{field}") for field in PREPROCESS["openai"]}
-    return {field: base[field] if value is None else value for field, value in given.items()}
-
-
-def training_params(checkpoint: Path) -> dict[str, Any]:
-    """What open_clip_train wrote beside ``checkpoints/`` (open_clip@v3.3.0:src/open_clip_train/main.py), or nothing."""
-    folder = checkpoint.absolute().parent
-    path = folder.parent / "params.txt"
-    if folder.name != "checkpoints" or not path.is_file():
-        return {}
-    params = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        key, _, value = line.partition(": ")
-        try:
-            params[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):  # text, which is written without quotes
-            params[key] = value
-    return params
+def _architecture_of_run(run: TrainingRun) -> Architecture | None:
+    if run.directory is not None:
+        return architecture_of(read_config(run.directory)[0], run.directory)
+    name = str(run.model).replace("/", "-")  # as open_clip reads names
+    return packaged_architecture(name) if name in model_names() else None

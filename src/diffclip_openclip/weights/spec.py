@@ -1,4 +1,22 @@
-"""``NAME[,PRETRAINED]``: which of open_clip's models, with which weights; checked without loading them."""
+"""Read how a model and its weights are named: one grammar for every command.
+
+========================================  ==============================================================================
+``NAME``                                  one of open_clip's models, without weights: for ``bench``
+``NAME,TAG``                              with the weights of one of its pretrained tags
+``NAME,FILE``                             with a checkpoint file
+``local-dir:DIR``, ``DIR``                a model directory, such as ``convert`` writes
+``hf-hub:OWNER/REPO``                     a model directory on the hub
+``FILE``                                  a checkpoint file of which the keys tell the model
+``hf://OWNER/REPO[@REVISION][/FILE]``     a checkpoint file or model directory on the hub, of which the keys tell
+========================================  ==============================================================================
+
+``evaluate``, ``attend``, ``bench`` and ``warm-start`` have open_clip build the model, so it must be named: they take
+all but the last two. ``convert`` and ``lambdas`` read the weights themselves and take all that has weights.
+
+A name comes before a path of the same name only for ``bench``: the others need weights, which a bare name has not. The
+path of a directory may have commas in it. Models are checked here, before anything is loaded; only the hub's
+repositories are not looked for.
+"""
 
 import difflib
 from dataclasses import dataclass
@@ -13,66 +31,95 @@ from transformers.utils import CONFIG_NAME
 from diffclip_openclip.weights.architecture import Architecture, architecture_of
 from diffclip_openclip.weights.directory import check_text_place
 from diffclip_openclip.weights.hub import SCHEME
-from diffclip_openclip.weights.source import training_params
+from diffclip_openclip.weights.runs import TrainingRun
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """``name`` is open_clip's, ``pretrained`` one of its tags or a checkpoint file; empty where the name says all."""
+    """Describe a model and its weights."""
 
-    name: str
-    pretrained: str = ""
+    name: str  # open_clip's: NAME, local-dir:DIR or hf-hub:OWNER/REPO; empty where the keys tell the model
+    pretrained: str = ""  # a tag, a checkpoint file or an hf:// address; empty where the name says all
+
+    def __str__(self) -> str:
+        """Return it as it is written."""
+        return ",".join(filter(None, (self.name, self.pretrained)))
 
     @property
     def checkpoint(self) -> Path | None:
-        """The checkpoint file, if that is what holds the weights."""
+        """Return the checkpoint file, if that is what holds the weights."""
         return Path(self.pretrained) if self.pretrained and Path(self.pretrained).is_file() else None
 
     @property
     def directory(self) -> Path | None:
-        """The model directory, if that is what holds the weights."""
+        """Return the model directory, if that is what holds the weights."""
         schema, place = parse_model_name(self.name)
         return Path(place) if schema == "local-dir" else None
 
     @property
+    def has_weights(self) -> bool:
+        """Return whether weights are named, too."""
+        return bool(self.pretrained) or parse_model_name(self.name)[0] is not None
+
+    @property
     def label(self) -> str:
-        """The name in tables: the model's or its directory's, and the checkpoint's run and file where there is one."""
+        """Return the name in tables: of the model or directory, and of the checkpoint's run and file if it has one."""
         if self.directory is not None:
             return self.directory.resolve().name
         if self.checkpoint is None:
             return " ".join(filter(None, (self.name.rpartition("/")[2], self.pretrained)))
-        folder = self.checkpoint.absolute().parent
-        run = folder.parent.name if folder.name == "checkpoints" else ""
+        run = TrainingRun.of_checkpoint(self.checkpoint).name
         return " ".join(filter(None, (self.name, run if run != self.name else "", self.checkpoint.stem)))
 
 
-def parse_spec(spec: str) -> ModelSpec:
-    """Read ``NAME[,PRETRAINED]``: ``DiffCLIP-B-16,epoch_40.pt``, ``local-dir:OUT``, ``hf-hub:owner/repo``, ...
+def parse_spec(text: str, *, needs_weights: bool = True) -> ModelSpec:
+    """Read a model that open_clip is to build: any form of the grammar but ``FILE`` and ``hf://``.
 
-    Only the hub's repositories are not looked for. The path of a directory may have commas in it.
+    Args:
+        needs_weights: refuse a bare ``NAME``, and take it for a directory where there is one.
 
     Raises:
         ValueError: a name or tag that open_clip does not know, no weights, or weights that the run that they are from
             says to be another model's.
         FileNotFoundError: a directory or checkpoint file that is not there.
     """
-    if spec.startswith(LOCAL_DIR_PREFIX):
-        found = ModelSpec(spec)
+    name, comma, pretrained = text.partition(",")
+    is_name = name.replace("/", "-") in open_clip.list_models()
+    if text and Path(text, HF_CONFIG_NAME).is_file() and (needs_weights or not is_name):
+        text = f"{LOCAL_DIR_PREFIX}{text}"
+    if text.startswith(LOCAL_DIR_PREFIX):
+        found = ModelSpec(text)
         _check_directory(found)
         return found
-    name, _, pretrained = spec.partition(",")
     if parse_model_name(name)[0] is not None:
         if pretrained:
             raise ValueError(_own_weights(name, pretrained))
         return ModelSpec(name)
     found = ModelSpec(_known_name(name), pretrained)
-    _check_pretrained(found)
+    if needs_weights or comma:
+        _check_pretrained(found)
     _check_run(found)
     return found
 
 
+def parse_source(text: str) -> ModelSpec:
+    """Read weights that are to be converted: any form of the grammar that has weights.
+
+    A path is not looked for, since whoever reads it says best what is wrong with it.
+
+    Raises:
+        ValueError, FileNotFoundError: as :func:`parse_spec`.
+    """
+    if text.startswith(LOCAL_DIR_PREFIX):
+        return ModelSpec("", text.removeprefix(LOCAL_DIR_PREFIX))
+    if text.startswith(HF_HUB_PREFIX):
+        return ModelSpec("", f"{SCHEME}{text.removeprefix(HF_HUB_PREFIX)}")
+    is_name = text.partition(",")[0].replace("/", "-") in open_clip.list_models()
+    return parse_spec(text) if is_name and not Path(text).exists() else ModelSpec("", text)
+
+
 def architecture_of_spec(spec: ModelSpec) -> str | None:
-    """open_clip's name of the architecture; None where no model of this package is like that directory or repository.
+    """Return open_clip's name of the architecture; None where no model of this package is like that directory's.
 
     What is on the hub is read from its cache, or fetched.
     """
@@ -111,7 +158,10 @@ def _known_name(typed: str) -> str:
     known = open_clip.list_models()
     if (name := typed.replace("/", "-")) in known:
         return name
-    if Path(typed).is_dir():
+    before_colon, _, behind_colon = typed.partition(":")
+    if before_colon.replace("/", "-") in known:
+        hint = f"weights are named behind a comma: {before_colon},{behind_colon or 'WEIGHTS'}"
+    elif Path(typed).is_dir():
         hint = f"it is a directory, so give {LOCAL_DIR_PREFIX}{typed}"
     elif Path(typed).is_file():
         hint = f"it is a file, so give the model that it is of, too: NAME,{typed}"
@@ -136,11 +186,11 @@ def _check_pretrained(spec: ModelSpec) -> None:
 
 
 def _check_run(spec: ModelSpec) -> None:
-    """lambda_init and activations are in no weights, so that another name would load, and give other numbers."""
-    trained = training_params(spec.checkpoint).get("model") if spec.checkpoint else None
-    if trained is None or str(trained).replace("/", "-") == spec.name:
+    """Refuse another name than the run's: lambda_init is no weight, so that the weights would load all the same."""
+    trained = TrainingRun.of_checkpoint(spec.checkpoint).model if spec.checkpoint else None
+    if trained is None or trained.replace("/", "-") == spec.name:
         return
-    run_architecture = None if str(trained).startswith(HF_HUB_PREFIX) else _architecture(str(trained))
+    run_architecture = None if trained.startswith(HF_HUB_PREFIX) else _architecture(trained)
     if run_architecture is None or run_architecture != _architecture(spec.name):
         raise ValueError(
             f"the run's params.txt says that {spec.pretrained} is of {trained}, not of {spec.name}; name that model, "
@@ -149,7 +199,10 @@ def _check_run(spec: ModelSpec) -> None:
 
 
 def _architecture(name: str) -> Architecture | None:
-    """Of any of open_clip's names; None where it is not there, or its text tower neither ours nor open_clip's."""
+    """Return the architecture of any of open_clip's names.
+
+    It is None where there is none of that name, or where its text tower is neither ours nor open_clip's.
+    """
     schema, place = parse_model_name(name)
     if schema == "local-dir" and not Path(place, HF_CONFIG_NAME).is_file():
         return None

@@ -1,0 +1,144 @@
+"""The paper's data sets, one row each: tasks, splits, sizes, source, metric and place in the paper.
+
+Names are clip_benchmark's, without its "vtab/". Splits and metrics of linear probe and few-shot are those of
+mbanani/lgssl@e4ae979:lgssl/datasets/catalog.py; docs/data.md gives the source of each size.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+# Tasks, by the names that result files give them.
+ZERO_SHOT = "zeroshot_classification"
+RETRIEVAL = "zeroshot_retrieval"
+LINEAR_PROBE = "linear_probe"
+FEW_SHOT = "few_shot"
+MMVP = "mmvp"
+TASKS = (ZERO_SHOT, RETRIEVAL, LINEAR_PROBE, FEW_SHOT, MMVP)  # those of ``diffclip evaluate``
+POPE = "pope"  # scores answers instead of a data set's images
+
+# Sources: the form of ``diffclip data`` that writes a data set.
+FOLDER = "folder"
+KARPATHY = "karpathy"
+TORCHVISION = "torchvision"
+MMVP_QUESTIONS = "mmvp"
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Describe a data set, which lies in ROOT/``name``/SPLIT/ in clip_benchmark's webdataset layout."""
+
+    name: str
+    # The paper's name for it.
+    title: str
+    # What is measured on it.
+    tasks: tuple[str, ...]
+    # The splits that its tasks read, each with its published number of images; None where nobody published one.
+    splits: Mapping[str, int | None] = field(hash=False)
+    # The form of ``diffclip data`` that writes it; None for a user's own data set.
+    source: str | None = None
+    # The tables and figures of the paper that show it.
+    paper: tuple[str, ...] = ()
+    # Whether the linear probe's accuracy is the mean over classes of their recall; it is top-1 otherwise.
+    mean_per_class: bool = False
+    # The file of WordNet ids, in the order of the labels, in timm's package (timm@1.0.31:timm/data/_info).
+    synsets: str | None = None
+
+
+def _imagenet(name: str, title: str, images: int, synsets: str | None, *tables: str) -> DataSet:
+    paper = (*tables, "Figure 3")
+    return DataSet(name, title, (ZERO_SHOT,), {"test": images}, FOLDER, paper, synsets=synsets)
+
+
+def _captioned(name: str, title: str, images: int) -> DataSet:
+    return DataSet(name, title, (RETRIEVAL,), {"test": images}, KARPATHY, ("Table 2",))
+
+
+def _probed(name: str, title: str, mean_per_class: bool = False, **images: int) -> DataSet:
+    # Without an official split ``val``, a fifth of train is held out at evaluation.
+    return DataSet(name, title, (LINEAR_PROBE, FEW_SHOT), images, TORCHVISION, ("Table 1",), mean_per_class)
+
+
+_SYNSETS = "imagenet_synsets.txt"
+
+DATA_SETS = (
+    _imagenet("imagenet1k", "ImageNet", 50_000, _SYNSETS, "Table 2"),
+    _imagenet("imagenetv2", "ImageNet-V2", 10_000, None),
+    _imagenet("imagenet-a", "ImageNet-A", 7_500, "imagenet_a_synsets.txt"),
+    _imagenet("imagenet-r", "ImageNet-R", 30_000, "imagenet_r_synsets.txt"),
+    _imagenet("imagenet_sketch", "ImageNet-Sketch", 50_889, _SYNSETS),
+    _captioned("flickr30k", "Flickr30k", 1_000),
+    _captioned("flickr8k", "Flickr8k", 1_000),
+    _captioned("mscoco_captions", "MSCOCO", 5_000),
+    _probed("caltech101", "Caltech-101", mean_per_class=True, train=3_060, test=6_084),
+    _probed("dtd", "DTD", train=1_880, val=1_880, test=1_880),
+    _probed("pets", "Pets", mean_per_class=True, train=3_680, test=3_669),
+    _probed("flowers", "Flowers", mean_per_class=True, train=1_020, val=1_020, test=6_149),
+    _probed("sun397", "SUN397", train=19_850, test=19_850),
+    _probed("fgvc_aircraft", "Aircraft", mean_per_class=True, train=3_334, val=3_333, test=3_333),
+    _probed("cifar10", "CIFAR10", train=50_000, test=10_000),
+    _probed("cifar100", "CIFAR100", train=50_000, test=10_000),
+    _probed("food101", "Food-101", train=75_750, test=25_250),
+    DataSet("mmvp", "MMVP-VLM", (MMVP,), {"test": 270}, MMVP_QUESTIONS, ("Figure 4",)),
+)
+
+# MMVP-VLM's patterns in the benchmark's order (tsb0601/MMVP@7635005:scripts/evaluate_vlm.py).
+MMVP_PATTERNS = (
+    "Orientation and Direction",
+    "Presence of Specific Features",
+    "State and Condition",
+    "Quantity and Count",
+    "Positional and Relational Context",
+    "Color and Appearance",
+    "Structural Characteristics",
+    "Texts",
+    "Viewpoint and Perspective",
+)
+# The patterns that the paper's Figure 4 shows.
+MMVP_PAPER_PATTERNS = tuple(name for name in MMVP_PATTERNS if name not in ("Quantity and Count", "Texts"))
+
+POPE_CATEGORIES = ("random", "popular", "adversarial")
+
+_BY_NAME = {data_set.name: data_set for data_set in DATA_SETS}
+
+
+def known_data_set(name: str) -> DataSet | None:
+    """Return the paper's data set of that name, or None where the paper has no such data set."""
+    return _BY_NAME.get(name)
+
+
+def find_data_set(name: str) -> DataSet:
+    """Return the paper's data set of that name.
+
+    Raises:
+        ValueError: the paper has no such data set; the message lists those it has.
+    """
+    if name not in _BY_NAME:
+        raise ValueError(f"{name!r} is no data set of the paper; there are {', '.join(_BY_NAME)}")
+    return _BY_NAME[name]
+
+
+def names_from(source: str) -> list[str]:
+    """List the paper's data sets that a form of ``diffclip data`` writes."""
+    return [data_set.name for data_set in DATA_SETS if data_set.source == source]
+
+
+def deviations(name: str, images: Mapping[str, int]) -> list[str]:
+    """Describe the splits of one of the paper's data sets that are not of the published size.
+
+    Args:
+        images: numbers of images by split.
+    """
+    published = _BY_NAME[name].splits if name in _BY_NAME else {}
+    return [
+        f"{split} {count:,} images instead of {published[split]:,}"
+        for split, count in images.items()
+        if published.get(split) is not None and count != published[split]
+    ]
+
+
+def size_warning(name: str, split: str, images: int) -> list[str]:
+    """Return a warning where a split of one of the paper's data sets is not of the published size, else nothing."""
+    published = _BY_NAME[name].splits.get(split) if name in _BY_NAME else None
+    if published is None or images == published:
+        return []
+    return [f"warning: the published {name}/{split} has {published:,} images: results will not compare with others'"]

@@ -1,0 +1,160 @@
+"""Pair every model with its baseline and its counterpart in the paper, and say what limits the comparison."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from diffclip_openclip.data.catalog import deviations
+from diffclip_openclip.models import MODELS
+from diffclip_openclip.report.models import Model
+from diffclip_openclip.report.paper import PaperRow, Score, find_row
+
+OTHER = "other"  # the family of a model that the paper has no counterpart of
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Hold what stands in a row of a table, or is drawn as a series of a figure."""
+
+    name: str
+    family: str  # the paper's name for this kind of model, or OTHER
+    scores: Mapping[str, Score]  # by key
+    pretraining: str | None = None  # of the paper's row; for a model of ours, of its counterpart
+    is_ours: bool = False  # a model that has results, not a row of the paper
+    baseline: "Entry | None" = None  # what its differences are to
+    paper: "Entry | None" = None  # the paper's row that a model of ours is held against
+
+    @property
+    def title(self) -> str:
+        """Return the name for running text: a row of the paper has its pretraining in it."""
+        return self.name if self.is_ours else f"{self.pretraining} {self.name}"
+
+    def difference(self, key: str) -> float | None:
+        """Return the difference to the baseline: as the source prints it, or else computed."""
+        own = self.scores.get(key)
+        if own is None or own.difference is not None:
+            return own.difference if own else None
+        return self._minus(self.baseline, key)
+
+    def minus_paper(self, key: str) -> float | None:
+        """Return the difference to the counterpart in the paper."""
+        return self._minus(self.paper, key)
+
+    def _minus(self, other: "Entry | None", key: str) -> float | None:
+        if other is None or key not in self.scores or key not in other.scores:
+            return None
+        return self.scores[key].value - other.scores[key].value
+
+
+def paper_entries(rows: Mapping[str, PaperRow]) -> dict[str, Entry]:
+    """Return the paper's rows by name; the baseline of all others is the CLIP of their pretraining."""
+    entries: dict[str, Entry] = {}
+    for name, row in rows.items():
+        baseline = entries.get(f"{row.pretraining}/CLIP")
+        entries[name] = Entry(row.model, row.model, row.scores, row.pretraining, False, baseline)
+    return entries
+
+
+def our_entries(
+    models: Sequence[Model], rows: Mapping[str, PaperRow], *, match: Sequence[str] = (), baseline: str | None = None
+) -> list[Entry]:
+    """Return the models of ours, baselines first.
+
+    Args:
+        match: ``MODEL=ROW`` each, with ROW a row of the paper as in ``CC12M/DiffCLIP``.
+        baseline: the model that all others are compared with. By default a DiffCLIP is compared with
+            ``CLIP-<size>-baseline`` of its size, if there is one such model.
+
+    Raises:
+        ValueError: a model or row does not exist, or ``match`` has another form.
+    """
+    paper = paper_entries(rows)
+    matches = _matches(match, models, rows)
+    plain = {model.name: _plain(model, matches.get(model.name), paper) for model in models}
+    if baseline is None:
+        names = {model.name: _default_baseline(model, models) for model in models}
+    else:
+        _check_model(baseline, models, "--baseline")
+        names = {name: baseline if name != baseline else None for name in plain}
+    ordered = sorted(plain, key=lambda name: (name not in names.values(), name))
+    return [replace(plain[name], baseline=plain[base] if (base := names[name]) else None) for name in ordered]
+
+
+def _plain(model: Model, row: PaperRow | None, paper: Mapping[str, Entry]) -> Entry:
+    if row is None:
+        return Entry(model.name, _family(model.architecture or ""), model.scores, is_ours=True)
+    return Entry(model.name, row.model, model.scores, row.pretraining, is_ours=True, paper=paper[row.name])
+
+
+def _matches(match: Sequence[str], models: Sequence[Model], rows: Mapping[str, PaperRow]) -> dict[str, PaperRow]:
+    found: dict[str, PaperRow] = {}
+    for text in match:
+        name, sign, row = text.rpartition("=")
+        if not sign:
+            raise ValueError(f"--match {text!r} is not of the form MODEL=ROW, as in 'my run=CC12M/DiffCLIP'")
+        _check_model(name, models, "--match")
+        if name in found:
+            raise ValueError(f"--match names {name!r} twice: {found[name].name} and {row}")
+        found[name] = find_row(rows, row)
+    return found
+
+
+def _check_model(name: str, models: Sequence[Model], option: str) -> None:
+    names = [model.name for model in models]
+    if name not in names:
+        raise ValueError(f"{option}: there are no results of {name!r}; there are results of {', '.join(names)}")
+
+
+def _default_baseline(model: Model, models: Sequence[Model]) -> str | None:
+    packaged = MODELS.get(model.architecture or "")
+    candidates = [other for other in models if packaged and other.architecture == packaged.baseline is not None]
+    if len(candidates) > 1:
+        candidates = [other for other in candidates if other.is_set_as(model)]
+    return candidates[0].name if len(candidates) == 1 else None
+
+
+def _family(architecture: str) -> str:
+    return (MODELS[architecture].family if architecture in MODELS else None) or OTHER
+
+
+def remarks(models: Sequence[Model], ours: Sequence[Entry]) -> list[str]:
+    """Return what a reader should know of the results as a whole, a sentence each.
+
+    Named are results that are left out, models that are compared with nothing, and data that differ between models or
+    are not of the published size.
+    """
+    return [*_left_out(models), *_not_compared(ours), *_different_data(models), *_not_published(models)]
+
+
+def _left_out(models: Sequence[Model]) -> Iterator[str]:
+    names = {result.content["dataset"] for model in models for result in model.results if not result.scores}
+    if names:
+        yield f"In no table, as the paper does not have them: {', '.join(sorted(names))}."
+
+
+def _not_compared(ours: Sequence[Entry]) -> Iterator[str]:
+    used = {entry.baseline.name for entry in ours if entry.baseline}
+    names = [entry.name for entry in ours if entry.baseline is None and entry.name not in used]
+    if names:
+        yield f"Compared with no baseline: {', '.join(names)}. --baseline MODEL names one for all."
+
+
+def _different_data(models: Sequence[Model]) -> Iterator[str]:
+    hashes: dict[str, set[str | None]] = {}
+    for model in models:
+        for result in model.results:
+            hashes.setdefault(result.content["dataset"], set()).add(result.content.get("dataset_sha256"))
+    names = [name for name, found in hashes.items() if len(found) > 1]
+    if names:
+        yield f"Not all models saw the same data of {', '.join(sorted(names))}: see the hashes at the end."
+
+
+def _not_published(models: Sequence[Model]) -> Iterator[str]:
+    found: dict[str, set[str]] = {}
+    for model in models:
+        for result in model.results:
+            unlike = deviations(result.content["dataset"], result.content["images"])
+            if unlike:
+                found.setdefault(result.content["dataset"], set()).update(unlike)
+    if found:
+        parts = "; ".join(f"{name}, {', '.join(sorted(found[name]))}" for name in sorted(found))
+        yield f"Not to be compared with others' numbers, as the data are not of the published size: {parts}."

@@ -1,0 +1,320 @@
+"""Rename and reshape state dicts between the layouts that CLIPs are kept in; one table a layout, inverted by code.
+
+"Ours" is open_clip's layout of this package's models: timm's image tower behind ``visual.trunk.``, and the text tower
+behind ``text.``. The others are
+
+- the authors' layout, which is also SLIP's (facebookresearch/SLIP@c6faf5d:models.py). Its image tower is a timm ViT,
+  its text tower OpenAI's. Each may have differential or plain attention, so its tables cover DiffCLIP, DiffCLIP*
+  (lambda_init is no weight), DiffCLIP† and CLIP, at any width and depth.
+- the layout of open_clip's own CLIP with OpenAI's image tower, from which warm starts begin.
+- timm's layout of an image tower alone, which is ours without ``visual.trunk.``.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from typing import NamedTuple
+
+import torch
+
+from diffclip_openclip.models import TEXT_TOWER, TRUNK
+from diffclip_openclip.weights.checkpoint import StateDict
+
+
+class Layout(Enum):
+    """Name a layout; the value is how keys begin that only this layout has."""
+
+    AUTHORS = "visual.blocks."
+    OURS = f"{TRUNK}blocks."
+    TIMM = "blocks."
+    OPENAI = "visual.conv1."
+
+
+def detect(state_dict: Iterable[str]) -> Layout | None:
+    """Return the layout of a state dict, also behind ``module.``; None if it is none of them.
+
+    Any of a layout's keys will do, so that the keys that are missing can be named afterwards.
+    """
+    keys = [key.removeprefix("module.") for key in state_dict]
+    return next((layout for layout in Layout if any(key.startswith(layout.value) for key in keys)), None)
+
+
+class Row(NamedTuple):
+    """Hold one line of a layout's table."""
+
+    theirs: str  # the key; {i} stands for a block's index, {x} for q, k and v
+    ours: str
+    # Of their tensor: numbers, or letters that stand for the same number everywhere in a tower (E in both), maybe with
+    # a factor ("2d"). Empty where open_clip has checked it.
+    shape: str = ""
+    # What becomes of the tensor on its way here: "same", "transposed" (a projection that is a linear layer here),
+    # "joined" (q, k and v are one layer here), or "unsqueezed" n times (axes of size 1 before the others).
+    change: str = "same"
+
+
+def _under(theirs: str, ours: str, rows: Iterable[Row]) -> list[Row]:
+    return [row._replace(theirs=theirs + row.theirs, ours=ours + row.ours) for row in rows]
+
+
+_DIFFERENTIAL = [
+    Row("attn.lambda_q1", "attn.lambda_q1", "d"),
+    Row("attn.lambda_k1", "attn.lambda_k1", "d"),
+    Row("attn.lambda_q2", "attn.lambda_q2", "d"),
+    Row("attn.lambda_k2", "attn.lambda_k2", "d"),
+    Row("attn.{x}_proj.weight", "attn.qkv.weight", "C C", "joined"),
+    Row("attn.{x}_proj.bias", "attn.qkv.bias", "C", "joined"),
+    Row("attn.diff_norm.weight", "attn.sub_norm.weight", "2d"),
+    Row("attn.out_proj.weight", "attn.proj.weight", "C C"),
+    Row("attn.out_proj.bias", "attn.proj.bias", "C"),
+]
+_PLAIN_IMAGE = [
+    Row("attn.qkv.weight", "attn.qkv.weight", "3C C"),
+    Row("attn.qkv.bias", "attn.qkv.bias", "3C"),
+    Row("attn.proj.weight", "attn.proj.weight", "C C"),
+    Row("attn.proj.bias", "attn.proj.bias", "C"),
+]
+_PLAIN_TEXT = [
+    Row("attn.in_proj_weight", "attn.in_proj_weight", "3C C"),
+    Row("attn.in_proj_bias", "attn.in_proj_bias", "3C"),
+    Row("attn.out_proj.weight", "attn.out_proj.weight", "C C"),
+    Row("attn.out_proj.bias", "attn.out_proj.bias", "C"),
+]
+_IMAGE_BLOCK = [
+    Row("norm1.weight", "norm1.weight", "C"),
+    Row("norm1.bias", "norm1.bias", "C"),
+    Row("norm2.weight", "norm2.weight", "C"),
+    Row("norm2.bias", "norm2.bias", "C"),
+    Row("mlp.fc1.weight", "mlp.fc1.weight", "M C"),
+    Row("mlp.fc1.bias", "mlp.fc1.bias", "M"),
+    Row("mlp.fc2.weight", "mlp.fc2.weight", "C M"),
+    Row("mlp.fc2.bias", "mlp.fc2.bias", "C"),
+]
+_TEXT_BLOCK = [
+    Row("ln_1.weight", "ln_1.weight", "C"),
+    Row("ln_1.bias", "ln_1.bias", "C"),
+    Row("ln_2.weight", "ln_2.weight", "C"),
+    Row("ln_2.bias", "ln_2.bias", "C"),
+    Row("mlp.c_fc.weight", "mlp.c_fc.weight", "M C"),
+    Row("mlp.c_fc.bias", "mlp.c_fc.bias", "M"),
+    Row("mlp.c_proj.weight", "mlp.c_proj.weight", "C M"),
+    Row("mlp.c_proj.bias", "mlp.c_proj.bias", "C"),
+]
+_IMAGE = [
+    Row("visual.cls_token", f"{TRUNK}cls_token", "1 1 C"),
+    Row("visual.pos_embed", f"{TRUNK}pos_embed", "1 L C"),
+    Row("visual.patch_embed.proj.weight", f"{TRUNK}patch_embed.proj.weight", "C 3 S S"),
+    Row("visual.patch_embed.proj.bias", f"{TRUNK}patch_embed.proj.bias", "C"),
+    Row("visual.norm.weight", f"{TRUNK}norm.weight", "C"),
+    Row("visual.norm.bias", f"{TRUNK}norm.bias", "C"),
+    Row("image_projection", "visual.head.proj.weight", "C E", "transposed"),
+    Row("logit_scale", "logit_scale"),
+    *_under("visual.blocks.{i}.", f"{TRUNK}blocks.{{i}}.", _IMAGE_BLOCK),
+]
+# tables of the authors' layout, by whether the tower's attention is differential
+_AUTHORS_IMAGE = {
+    True: [*_IMAGE, *_under("visual.blocks.{i}.", f"{TRUNK}blocks.{{i}}.", _DIFFERENTIAL)],
+    False: [*_IMAGE, *_under("visual.blocks.{i}.", f"{TRUNK}blocks.{{i}}.", _PLAIN_IMAGE)],
+}
+_AUTHORS_TEXT = {
+    True: [
+        Row("ln_final.weight", f"{TEXT_TOWER}ln_final.weight", "C"),
+        Row("ln_final.bias", f"{TEXT_TOWER}ln_final.bias", "C"),
+        Row("token_embedding.weight", f"{TEXT_TOWER}embeddings.token_embedding.weight", "V C"),
+        Row("positional_embedding", f"{TEXT_TOWER}embeddings.positional_embedding", "L C"),
+        Row("text_projection", "text.proj.weight", "C E", "transposed"),
+        *_under("transformer.resblocks.{i}.", f"{TEXT_TOWER}layers.{{i}}.", _TEXT_BLOCK + _DIFFERENTIAL),
+    ],
+    False: [
+        Row("ln_final.weight", "text.ln_final.weight", "C"),
+        Row("ln_final.bias", "text.ln_final.bias", "C"),
+        Row("token_embedding.weight", "text.token_embedding.weight", "V C"),
+        Row("positional_embedding", "text.positional_embedding", "L C"),
+        Row("text_projection", "text.text_projection", "C E"),
+        *_under("transformer.resblocks.{i}.", f"{TEXT_TOWER}resblocks.{{i}}.", _TEXT_BLOCK + _PLAIN_TEXT),
+    ],
+}
+
+# open_clip's own towers, plain, with the keys of its CustomTextCLIP, as timm's and as transformers' with a joint qkv
+_OPENAI_BLOCK = [
+    Row("attn.in_proj_weight", "attn.qkv.weight"),
+    Row("attn.in_proj_bias", "attn.qkv.bias"),
+    Row("attn.out_proj.weight", "attn.proj.weight"),
+    Row("attn.out_proj.bias", "attn.proj.bias"),
+]
+_OPENAI_IMAGE_BLOCK = [
+    Row("ln_1.weight", "norm1.weight"),
+    Row("ln_1.bias", "norm1.bias"),
+    Row("ln_2.weight", "norm2.weight"),
+    Row("ln_2.bias", "norm2.bias"),
+    Row("mlp.c_fc.weight", "mlp.fc1.weight"),
+    Row("mlp.c_fc.bias", "mlp.fc1.bias"),
+    Row("mlp.c_proj.weight", "mlp.fc2.weight"),
+    Row("mlp.c_proj.bias", "mlp.fc2.bias"),
+]
+_OPENAI = [
+    Row("visual.class_embedding", f"{TRUNK}cls_token", change="unsqueezed 2"),
+    Row("visual.positional_embedding", f"{TRUNK}pos_embed", change="unsqueezed 1"),
+    Row("visual.conv1.weight", f"{TRUNK}patch_embed.proj.weight"),
+    Row("visual.ln_pre.weight", f"{TRUNK}norm_pre.weight"),
+    Row("visual.ln_pre.bias", f"{TRUNK}norm_pre.bias"),
+    Row("visual.ln_post.weight", f"{TRUNK}norm.weight"),
+    Row("visual.ln_post.bias", f"{TRUNK}norm.bias"),
+    Row("visual.proj", "visual.head.proj.weight", change="transposed"),
+    Row("logit_scale", "logit_scale"),
+    *_under("visual.transformer.resblocks.{i}.", f"{TRUNK}blocks.{{i}}.", _OPENAI_IMAGE_BLOCK + _OPENAI_BLOCK),
+    Row("text.token_embedding.weight", f"{TEXT_TOWER}embeddings.token_embedding.weight"),
+    Row("text.positional_embedding", f"{TEXT_TOWER}embeddings.positional_embedding"),
+    Row("text.ln_final.weight", f"{TEXT_TOWER}ln_final.weight"),
+    Row("text.ln_final.bias", f"{TEXT_TOWER}ln_final.bias"),
+    Row("text.text_projection", "text.proj.weight", change="transposed"),
+    *_under(f"{TEXT_TOWER}resblocks.{{i}}.", f"{TEXT_TOWER}layers.{{i}}.", _TEXT_BLOCK + _OPENAI_BLOCK),
+]
+
+
+def depth_of(state_dict: Iterable[str], prefix: str) -> int:
+    """Count the blocks whose keys start with ``prefix`` and a number; a single large number does not count for more."""
+    return len({m[1] for key in state_dict if (m := re.match(rf"{re.escape(prefix)}(\d+)\.", key))})
+
+
+def from_reference(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
+    """Return weights in the authors' layout (with or without ``module.``) as a state dict of open_clip's model.
+
+    Load the result with ``model.load_state_dict``, the model being of the same size: ``DiffCLIP-B-16`` for DiffCLIP,
+    ``DiffCLIP-B-16-dynamic`` for DiffCLIP*, ``DiffCLIP-B-16-vision`` for DiffCLIP†, ``CLIP-B-16-baseline`` for SLIP's.
+
+    Raises:
+        ValueError: keys that are missing, unexpected or misshapen; lists all of them.
+    """
+    if state_dict and all(key.startswith("module.") for key in state_dict):
+        state_dict = {key.removeprefix("module."): tensor for key, tensor in state_dict.items()}
+    image = _AUTHORS_IMAGE["visual.blocks.0.attn.lambda_q1" in state_dict]
+    text = _AUTHORS_TEXT["transformer.resblocks.0.attn.lambda_q1" in state_dict]
+    towers = [
+        _rows(image, depth_of(state_dict, "visual.blocks.")),
+        _rows(text, depth_of(state_dict, "transformer.resblocks.")),
+    ]
+    _check(
+        state_dict, [{key: row.shape for row in rows for key in _their_keys(row)} for rows in towers], "the authors'"
+    )
+    return {row.ours: _to_ours([state_dict[key] for key in _their_keys(row)], row) for rows in towers for row in rows}
+
+
+def to_reference(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
+    """Return the inverse of :func:`from_reference`, without the ``module.`` prefix.
+
+    Raises:
+        ValueError: keys that are missing, unexpected or misshapen; lists all of them.
+    """
+    differential_text = f"{TEXT_TOWER}layers.0.attn.lambda_q1" in state_dict
+    text_blocks = f"{TEXT_TOWER}layers." if differential_text else f"{TEXT_TOWER}resblocks."
+    towers = [
+        _rows(_AUTHORS_IMAGE[f"{TRUNK}blocks.0.attn.lambda_q1" in state_dict], depth_of(state_dict, f"{TRUNK}blocks.")),
+        _rows(_AUTHORS_TEXT[differential_text], depth_of(state_dict, text_blocks)),
+    ]
+    _check(state_dict, [{row.ours: _our_shape(row) for row in rows} for rows in towers], "open_clip's")
+    converted: StateDict = {}
+    for row in (row for rows in towers for row in rows):
+        converted |= zip(_their_keys(row), _to_theirs(state_dict[row.ours], row), strict=True)
+    return converted
+
+
+def from_openai(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
+    """Return a plain open_clip ``CustomTextCLIP``'s state dict with the names and shapes of a V2 model's towers.
+
+    The image tower may be open_clip's own or timm's already; the text tower is open_clip's own.
+
+    Raises:
+        ValueError: a tensor that has no counterpart.
+    """
+    table = {row.theirs: row for row in _OPENAI}
+    converted: StateDict = {}
+    for key, tensor in state_dict.items():
+        row = table.get(re.sub(r"\.\d+\.", ".{i}.", key, count=1))
+        if row is None and key.startswith((TRUNK, "visual.head.")):
+            converted[key] = _own(tensor)
+        elif row is None:
+            raise ValueError(
+                f"{key} has no counterpart in a V2 model; supported are CLIP's ViTs with a plain text tower"
+            )
+        else:
+            index = re.search(r"\.(\d+)\.", key)
+            converted[row.ours.format(i=index[1] if index else "")] = _to_ours([tensor], row)
+    return converted
+
+
+def _rows(table: Iterable[Row], depth: int) -> list[Row]:
+    """Return a tower's table with each block's rows written out for all of its blocks."""
+    rows: list[Row] = []
+    for row in table:
+        if "{i}" not in row.ours:
+            rows.append(row)
+        for i in range(depth if "{i}" in row.ours else 0):
+            rows.append(row._replace(theirs=row.theirs.replace("{i}", str(i)), ours=row.ours.replace("{i}", str(i))))
+    return rows
+
+
+def _their_keys(row: Row) -> list[str]:
+    return [row.theirs.format(x=x) for x in "qkv"] if row.change == "joined" else [row.theirs]
+
+
+def _to_ours(tensors: list[torch.Tensor], row: Row) -> torch.Tensor:
+    tensor = torch.cat(tensors) if row.change == "joined" else tensors[0]
+    if row.change == "transposed":
+        tensor = tensor.t()
+    elif row.change.startswith("unsqueezed"):
+        tensor = tensor[(None,) * int(row.change.split()[1])]
+    return _own(tensor)
+
+
+def _to_theirs(tensor: torch.Tensor, row: Row) -> list[torch.Tensor]:
+    if row.change == "joined":
+        return [_own(part) for part in tensor.chunk(3)]
+    return [_own(tensor.t() if row.change == "transposed" else tensor)]
+
+
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy that safetensors can save: contiguous, and shared with no other tensor."""
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _our_shape(row: Row) -> str:
+    """Return ``row.shape`` as it is in open_clip's layout."""
+    sizes = row.shape.split()
+    if row.change == "transposed":
+        sizes.reverse()
+    elif row.change == "joined":
+        sizes[0] = f"3{sizes[0]}"
+    return " ".join(sizes)
+
+
+def _check(state_dict: Mapping[str, torch.Tensor], towers: list[dict[str, str]], layout: str) -> None:
+    """Raise unless ``state_dict`` has just the keys of ``towers`` (key -> shape) in their shapes."""
+    expected = {key for tower in towers for key in tower}
+    problems = [f"missing {key}" for key in sorted(expected - state_dict.keys())]
+    problems += [f"unexpected {key}" for key in sorted(state_dict.keys() - expected)]
+    letters: dict[str, int] = {}
+    for tower in towers:
+        letters = {letter: size for letter, size in letters.items() if letter == "E"}  # the joint space's size
+        for key, shape in tower.items():
+            if key in state_dict and (error := _shape_error(key, state_dict[key], shape, letters)):
+                problems.append(f"misshapen {error}")
+    if problems:
+        raise ValueError(
+            f"not a state dict of a DiffCLIP or CLIP in {layout} layout, {len(problems)} problems:\n  "
+            + "\n  ".join(problems)
+        )
+
+
+def _shape_error(key: str, tensor: torch.Tensor, shape: str, letters: dict[str, int]) -> str | None:
+    """Compare with ``shape``; a letter gets its number where it first stands alone."""
+    sizes = shape.split()
+    expected: list[str] = []
+    fits = len(sizes) == tensor.dim()
+    for size, actual in zip(sizes, tensor.shape, strict=False):
+        factor, letter = re.fullmatch(r"(\d*)([A-Za-z]?)", size).groups()  # type: ignore[union-attr]  # own tables
+        if letter and not factor:
+            letters.setdefault(letter, actual)
+        number = int(factor or 1) * (letters.get(letter, 0) if letter else 1)
+        expected.append(str(number))
+        fits = fits and number == actual
+    return None if fits else f"{key} has shape {list(tensor.shape)}, expected [{', '.join(expected) or shape}]"

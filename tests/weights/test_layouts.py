@@ -220,9 +220,7 @@ def test_each_layout_is_detected():
     ):
         assert detect(state_dict) is layout
         assert detect({f"module.{key}": tensor for key, tensor in state_dict.items()}) is layout
-        cut = {
-            key: tensor for key, tensor in state_dict.items() if ".0." not in key
-        }  # what lacks is told by name later
+        cut = {key: tensor for key, tensor in state_dict.items() if ".0." not in key}  # what lacks is named later
         assert detect(cut) is layout
 
 

@@ -80,7 +80,8 @@ class TestInterrupted:
         (data / "mmvp" / "test" / "nshards.txt").write_text("1")
         for command, said in (
             (["convert", str(cut), str(tmp_path / "OUT")], "is cut short or damaged; copy or download it again"),
-            (["warm-start", f"CLIP-nano-baseline,{cut}", str(tmp_path / "OUT")], "is cut short or damaged"),
+            # by the run's model: any other name is refused before the file is read
+            (["warm-start", f"DiffCLIP-nano,{cut}", str(tmp_path / "OUT")], "is cut short or damaged"),
             (
                 ["evaluate", "--model", f"DiffCLIP-nano,{cut}", "--data", str(data), "--output", str(tmp_path / "R")],
                 "cannot be loaded; are these weights that model's?",

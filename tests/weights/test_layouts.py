@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import diffclip_openclip  # noqa: F401  registers the models
 from diffclip_openclip import from_reference, to_reference
+from diffclip_openclip.weights.layouts import Layout, detect
 
 # (image tower differential, text tower differential)
 VARIANTS = {"DiffCLIP": (True, True), "DiffCLIP-vision": (True, False), "CLIP": (False, False)}
@@ -199,6 +200,28 @@ def test_values_land_where_they_belong():
     assert torch.equal(ours["text.transformer.layers.0.ln_1.bias"], reference["transformer.resblocks.0.ln_1.bias"])
     plain = _reference(text=False)
     assert torch.equal(from_reference(plain)["text.text_projection"], plain["text_projection"])
+
+
+# --- which layout it is ---
+
+
+def test_each_layout_is_detected():
+    model = _nano(True, True)
+    ours = model.state_dict()
+    with torch.device("meta"):
+        openai = open_clip.create_model("ViT-B-32", device="meta").state_dict()
+    for state_dict, layout in (
+        (to_reference(ours), Layout.AUTHORS),
+        (ours, Layout.OURS),
+        (model.visual.trunk.state_dict(), Layout.TIMM),
+        (openai, Layout.OPENAI),
+        (model.text.transformer.state_dict(), None),
+        ({}, None),
+    ):
+        assert detect(state_dict) is layout
+        assert detect({f"module.{key}": tensor for key, tensor in state_dict.items()}) is layout
+        cut = {key: tensor for key, tensor in state_dict.items() if ".0." not in key}  # what lacks is named later
+        assert detect(cut) is layout
 
 
 # --- round trips ---

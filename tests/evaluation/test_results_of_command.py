@@ -3,11 +3,12 @@
 import json
 import shutil
 
+from diffclip_openclip.report.entries import our_entries
 from support.evaluation_data import LIMIT, arguments, metrics_of, result_files
 
 from diffclip_cli.main import main
 from diffclip_openclip.data.catalog import DATA_SETS
-from diffclip_openclip.report.comparison import our_entries
+from diffclip_openclip.evaluation.results import FIELDS
 from diffclip_openclip.report.models import read_models
 from diffclip_openclip.report.paper import load_paper
 
@@ -17,6 +18,7 @@ def test_every_task_has_its_result(results):
     expected = sum(2 if task == "zeroshot_classification" else 1 for d in DATA_SETS for task in d.tasks)
     assert len(entries) == expected == 32
     for entry in entries.values():
+        assert entry.keys() <= FIELDS.keys()
         assert entry["label"] == "DiffCLIP-nano a-run epoch_2"
         assert entry.keys() >= {
             "dataset",

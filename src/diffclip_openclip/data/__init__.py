@@ -1,4 +1,4 @@
-"""Data sets in the one layout that the evaluation reads, and how they are made; nothing here knows of models.
+"""Find, read and write data sets in the one layout that the evaluation reads; nothing here knows of models.
 
 Read ``catalog`` (the paper's data sets) first. ``layout`` says where a data set's files lie, ``remote`` opens those
 behind URLs, ``shards`` gives their samples and ``images`` their pixels. ``writer`` writes the layout for ``sources``,

@@ -1,4 +1,4 @@
-"""The paper's data sets, one row each: tasks, splits, sizes, source, metric and place in the paper.
+"""List the paper's data sets, a row each: tasks, splits, sizes, source, metric and place in the paper.
 
 Names are clip_benchmark's, without its "vtab/". Splits and metrics of linear probe and few-shot are those of
 mbanani/lgssl@e4ae979:lgssl/datasets/catalog.py; docs/data.md gives the source of each size.

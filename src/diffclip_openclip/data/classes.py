@@ -1,4 +1,4 @@
-"""Class names and templates as clip_benchmark has them, and the class folders of the ImageNet sets."""
+"""Look up class names and templates as clip_benchmark has them, and the class folders of the ImageNet sets."""
 
 import json
 from importlib.resources import files

@@ -1,4 +1,4 @@
-"""Images: from a shard's bytes to the RGB that models see, and from a file to a shard's bytes."""
+"""Convert images: a shard's bytes to the RGB that models see, and a file to a shard's bytes."""
 
 from io import BytesIO
 from pathlib import Path

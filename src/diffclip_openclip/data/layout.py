@@ -1,4 +1,4 @@
-"""Where a data set's files lie: clip_benchmark's webdataset layout, in local folders or behind URLs.
+"""Find data sets and their files: clip_benchmark's webdataset layout, in local folders or behind URLs.
 
 A data set is BASE/SPLIT/{0..}.tar with BASE/SPLIT/nshards.txt, and text files beside its splits
 (clip_benchmark@1.6.2:clip_benchmark/datasets/builder.py, build_wds_dataset).

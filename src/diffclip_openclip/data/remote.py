@@ -1,4 +1,4 @@
-"""Files behind URLs: over HTTP by fsspec, and from data sets on the Hugging Face Hub by huggingface_hub.
+"""Read files behind URLs: over HTTP by fsspec, from data sets on the Hugging Face Hub by huggingface_hub.
 
 No address is expanded, chained or run as a command. The hub is recognised by its web addresses,
 ``https://huggingface.co/datasets/OWNER/NAME/tree/REVISION``, and by ``hf://datasets/OWNER/NAME``; reading it takes the

@@ -1,4 +1,4 @@
-"""The samples of shards: read from local tar files or URLs, decoded in worker processes, given in batches.
+"""Read the samples of shards, local tar files or URLs, decoded in worker processes and in batches.
 
 Of a sample only its image and the fields that are asked for are decoded. webdataset's own decoders are not used: they
 unpickle some kinds of files, and its opener runs parts of an address in a shell.

@@ -1,4 +1,4 @@
-"""The paper's evaluation: the work of ``diffclip evaluate`` and ``diffclip pope``.
+"""Evaluate models by the paper's protocols: the work of ``diffclip evaluate`` and ``diffclip pope``.
 
 ``plan`` says what is measured on what, and ``runner`` does it. ``evaluator`` is the interface of the protocols, which
 are a module each: ``zero_shot``, ``retrieval``, ``linear_probe``, ``few_shot``, ``mmvp``; ``features`` extracts what

@@ -1,4 +1,4 @@
-"""The interface of the protocols: what each is given, what it yields, and how it computes.
+"""Define the interface of the protocols: what each is given, what it yields, and how it computes.
 
 A protocol is a module with the two functions of :class:`Evaluator` (after big_vision's evaluators,
 google-research/big_vision@1475d53:big_vision/evaluators). :mod:`.runner` lists them by task.

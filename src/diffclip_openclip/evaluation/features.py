@@ -1,4 +1,4 @@
-"""Image features of a data set for linear probe and few-shot: extracted once, shard by shard, and kept.
+"""Extract a data set's image features for linear probe and few-shot: once, shard by shard, and keep them.
 
 Shape legend: B images, C width of the features.
 """

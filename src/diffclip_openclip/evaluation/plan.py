@@ -1,4 +1,4 @@
-"""What is evaluated on what: the paper's data sets, or those that are named, by the tasks that they are for."""
+"""Decide what is evaluated on what: the paper's data sets, or those that are named, by the tasks that they are for."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

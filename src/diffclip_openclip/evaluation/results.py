@@ -1,6 +1,8 @@
-"""Result files: RESULTS/MODEL/TASK/NAME.json, in clip_benchmark's form with what makes a number repeatable.
+"""Write and read result files, in clip_benchmark's form with what makes a number repeatable.
 
-Everything that knows the form of these files is here: it is written and read by the one table :data:`FIELDS`.
+A file is RESULTS/MODEL/TASK/NAME.json.
+
+Everything that knows their form is here: :data:`FIELDS` is the one table of what is in them.
 """
 
 import json

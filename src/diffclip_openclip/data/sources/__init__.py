@@ -1,1 +1,1 @@
-"""The forms in which data sets are published, a module each: the work of ``diffclip data``."""
+"""Read the forms in which data sets are published, a module each: the work of ``diffclip data``."""

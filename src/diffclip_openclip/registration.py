@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+from open_clip import factory
 from open_clip.hf_configs import arch_dict
 from open_clip.hf_model import register_pooler
 
 from diffclip_openclip.pooler import DiffclipTextPooler
 from diffclip_openclip.towers.configs import DiffCLIPTextConfig, register_configs
+from diffclip_openclip.towers.folders import TextConfig
 
 _TEXT_ARCH: dict[str, Any] = {
     "config_names": {
@@ -106,3 +108,6 @@ def register() -> None:
             for name, config in missing.items():
                 Path(folder, f"{name}.json").write_text(json.dumps(config), encoding="utf-8")
             open_clip.add_model_config(folder)
+        for config in (factory._MODEL_CONFIGS[name] for name in missing):  # open_clip hands out copies only
+            if "hf_model_name" in config["text_cfg"]:
+                config["text_cfg"] = TextConfig(config["text_cfg"])

@@ -1,17 +1,14 @@
-"""What the transformers models of both towers need to be good guests there: attention options, maps, and new weights.
+"""What the transformers models of both towers share: attention options, maps, and where new parameters are put.
 
 Shape legend: B batch, N tokens, C hidden_size, h maps a layer (pairs of heads in version 1, else heads).
 """
 
-from pathlib import Path
 from typing import Any, cast
 
-import open_clip
 import torch
 from timm.layers import Attention
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import CONFIG_NAME
 
 from diffclip_openclip.attention.v1 import DifferentialAttention
 from diffclip_openclip.attention.v2 import DifferentialAttentionV2
@@ -83,31 +80,3 @@ def device_of_new_parameters() -> torch.device:
     probe = nn.Module()
     probe.register_parameter("parameter", nn.Parameter(torch.empty(0)))
     return cast(nn.Parameter, probe.parameter).device
-
-
-def has_no_weights(directory: Path) -> bool:
-    """Return whether a directory has a config.json and no file in which transformers could find weights."""
-    if not (directory / CONFIG_NAME).is_file():
-        return False
-    return not any(path.suffix in (".safetensors", ".bin") or ".index." in path.name for path in directory.iterdir())
-
-
-def check_named_to_open_clip(directory: Path) -> None:
-    """Check that a model config which open_clip knows names a directory as its text tower.
-
-    So do the configs of this package, and those that are given to ``open_clip.add_model_config``. Nothing else tells a
-    config from which towers are to be built from what is left of an incomplete copy of a model.
-
-    Raises:
-        OSError: none names it.
-    """
-    text_cfgs = [open_clip.get_model_config(name)["text_cfg"] for name in open_clip.list_models()]
-    places = {Path(text_cfg["hf_model_name"]) for text_cfg in text_cfgs if text_cfg.get("hf_model_name")}
-    if directory.resolve() not in {place.resolve() for place in places if place.is_dir()}:
-        raise OSError(
-            f"{directory} has a {CONFIG_NAME} and no weights: neither model.safetensors nor pytorch_model.bin, whole "
-            "or in shards; copy them there too. For a tower with new, random weights use "
-            "AutoModel.from_config(AutoConfig.from_pretrained(directory)); in open_clip, create_model(..., "
-            "pretrained_text=False), or open_clip.add_model_config with a config whose text_cfg has the directory as "
-            "hf_model_name"
-        )

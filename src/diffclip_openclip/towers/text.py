@@ -24,13 +24,8 @@ from transformers.utils import can_return_tuple
 from diffclip_openclip.attention.v1 import DifferentialAttention
 from diffclip_openclip.attention.v2 import DifferentialAttentionV2
 from diffclip_openclip.towers.configs import DiffCLIPTextConfig
-from diffclip_openclip.towers.pretrained import (
-    DiffCLIPPreTrainedModel,
-    check_named_to_open_clip,
-    device_of_new_parameters,
-    has_no_weights,
-    weighted_maps,
-)
+from diffclip_openclip.towers.folders import check_named_to_open_clip, has_no_weights
+from diffclip_openclip.towers.pretrained import DiffCLIPPreTrainedModel, device_of_new_parameters, weighted_maps
 
 # in a model directory of open_clip, config.json names the whole model's weights as the tower's (transformers_weights)
 _IN_OPEN_CLIP = {r"^text\.transformer\.": ""}
@@ -77,7 +72,7 @@ class DiffCLIPTextEmbeddings(nn.Module):
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
         B, N = input_ids.shape
         longest = self.positional_embedding.shape[0]
-        if N > longest:
+        if longest < N:
             raise ValueError(
                 f"the input has {N} tokens a text, this text tower takes at most {longest} "
                 f"(max_position_embeddings); tokenize with context_length={longest}"

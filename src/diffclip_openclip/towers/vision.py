@@ -180,16 +180,17 @@ class DiffCLIPVisionModel(DiffCLIPPreTrainedModel):
 
     def _check_image_size(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> None:
         height, width = pixel_values.shape[-2:]
-        name, size, patch = self.config.timm_model_name, self.config.image_size, self.config.patch_size
-        if interpolate_pos_encoding and (height % patch or width % patch):
+        name, patches = self.config.timm_model_name, self.trunk.patch_embed
+        if interpolate_pos_encoding and (height % patches.patch_size[0] or width % patches.patch_size[1]):
             raise ValueError(
                 f"the images are {height} x {width} pixels; with interpolate_pos_encoding {name} takes any number of "
-                f"whole patches of {patch} pixels each way"
+                f"whole patches of {patches.patch_size[0]} x {patches.patch_size[1]} pixels"
             )
-        if not interpolate_pos_encoding and (height, width) != (size, size):
+        if not interpolate_pos_encoding and (height, width) != patches.img_size:
             raise ValueError(
-                f"the images are {height} x {width} pixels, {name} takes {size} x {size}; preprocess them with its own "
-                "image processor, or pass interpolate_pos_encoding=True"
+                f"the images are {height} x {width} pixels, {name} takes {patches.img_size[0]} x "
+                f"{patches.img_size[1]}; preprocess them with its own image processor, or pass "
+                "interpolate_pos_encoding=True"
             )
 
 

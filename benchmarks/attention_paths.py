@@ -10,12 +10,11 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
-from unittest import mock
 
 import torch
 from timm.layers import Attention
 
-import diffclip_openclip.attention.v1 as attention
+from diffclip_openclip.attention import DifferentialAttention, use_path
 
 
 def measure(paths: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
@@ -40,22 +39,21 @@ def main() -> None:
 
     torch.manual_seed(0)
     plain = Attention(args.dim, args.num_heads, qkv_bias=True)
-    differential = attention.DifferentialAttention(args.dim, args.num_heads)
+    differential = DifferentialAttention(args.dim, args.num_heads)
     x = torch.randn(args.batch_size, args.tokens, args.dim, requires_grad=True)
 
-    def by_maps() -> torch.Tensor:
-        with mock.patch.object(differential, "_fits_in_cache", return_value=True):
-            return differential(x)
+    def by(path: str) -> Callable[[], torch.Tensor]:
+        def run() -> torch.Tensor:
+            with use_path(path):
+                return differential(x)
 
-    def by_sdpa() -> torch.Tensor:
-        with mock.patch.object(attention, "on_accelerator", return_value=True):
-            return by_maps()
+        return run
 
     forward: dict[str, Callable[[], torch.Tensor]] = {
         "plain attention": lambda: plain(x),
-        "differential, in blocks": lambda: differential(x),
-        "differential, by maps": by_maps,
-        "differential, by SDPA": by_sdpa,
+        "differential, in blocks": by("blocks"),
+        "differential, by maps": by("maps"),
+        "differential, by SDPA": by("sdpa"),
     }
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32, {vars(args)}")
 

@@ -5,9 +5,12 @@ Importing this package registers the models; after installation ``import open_cl
 
 from typing import TYPE_CHECKING, Any
 
-from diffclip_openclip.attention.paths import differential_attention_reference
-from diffclip_openclip.attention.v1 import DifferentialAttention
-from diffclip_openclip.attention.v2 import DifferentialAttentionV2, differential_attention_v2_reference
+from diffclip_openclip.attention import (
+    DifferentialAttention,
+    DifferentialAttentionV2,
+    differential_attention_reference,
+    differential_attention_v2_reference,
+)
 from diffclip_openclip.registration import model_names, register
 from diffclip_openclip.towers.configs import DiffCLIPTextConfig, DiffCLIPVisionConfig
 from diffclip_openclip.weights.reference import from_reference, to_reference

@@ -10,32 +10,30 @@ import torch
 from timm.layers import Attention
 
 from diffclip_openclip import DifferentialAttention, DifferentialAttentionV2
-from diffclip_openclip.attention import v1 as attention
+from diffclip_openclip.attention import use_path
 from diffclip_openclip.cli import main
 
 B, N, C, H = 2, 17, 128, 2  # heads of 64, as in every CLIP
 LAMBDAS = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
-LAYERS = ["plain", "v1 maps", "v1 blocks", "v1 fused", "v2"]
+LAYERS = ["plain", "v1 maps", "v1 blocks", "v1 sdpa", "v2"]
 DTYPES = [torch.bfloat16, torch.float16]
 
 
 @pytest.fixture
-def build(monkeypatch):
+def build():
     """A layer by its name in LAYERS; version 1 computes in the named one of its three ways."""
+    with contextlib.ExitStack() as stack:
 
-    def build(kind: str) -> torch.nn.Module:
-        torch.manual_seed(0)
-        if kind == "plain":
-            return Attention(C, H, qkv_bias=True)
-        if kind == "v2":
-            return DifferentialAttentionV2(C, H)
-        layer = DifferentialAttention(C, H)
-        layer._fits_in_cache = lambda *_: kind != "v1 blocks"
-        if kind == "v1 fused":
-            monkeypatch.setattr(attention, "on_accelerator", lambda x: True)
-        return layer
+        def build(kind: str) -> torch.nn.Module:
+            torch.manual_seed(0)
+            if kind == "plain":
+                return Attention(C, H, qkv_bias=True)
+            if kind == "v2":
+                return DifferentialAttentionV2(C, H)
+            stack.enter_context(use_path(kind.removeprefix("v1 ")))
+            return DifferentialAttention(C, H)
 
-    return build
+        yield build
 
 
 def _tokens(kind: str) -> torch.Tensor:
@@ -96,10 +94,7 @@ def test_degenerate_tokens(kind, dtype, autocast, is_causal, build):
 
 
 @in_every_precision
-def test_logits_of_ten_thousand(kind, dtype, autocast, is_causal, build, request):
-    if kind == "v1 blocks" and dtype == torch.float16:
-        reason = "attend_cpu's scores pass 65,504 before they are scaled, in float16; plain attention's are finite"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+def test_logits_of_ten_thousand(kind, dtype, autocast, is_causal, build):
     x_BNC = _tokens("normal")
     out_BNC, bad = _run(_with_logits(build(kind), x_BNC, 1e4), x_BNC, dtype, autocast, is_causal)
     assert out_BNC.isfinite().all()
@@ -107,11 +102,8 @@ def test_logits_of_ten_thousand(kind, dtype, autocast, is_causal, build, request
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_logits_beyond_the_range_of_float16(kind, build, request):
+def test_logits_beyond_the_range_of_float16(kind, build):
     """1e5, where float16 ends at 65,504."""
-    if kind in ("v1 maps", "v1 blocks"):
-        reason = "explicit maps have their scores in float16; fused attention, also plain CLIP's, in float32"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     x_BNC = _tokens("normal")
     out_BNC, bad = _run(_with_logits(build(kind), x_BNC, 1e5), x_BNC, torch.float16, False, False)
     assert out_BNC.isfinite().all()
@@ -119,7 +111,7 @@ def test_logits_beyond_the_range_of_float16(kind, build, request):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["bf16", "fp16"])
-@pytest.mark.parametrize("kind", ["v1 maps", "v1 blocks", "v1 fused"])
+@pytest.mark.parametrize("kind", ["v1 maps", "v1 blocks", "v1 sdpa"])
 def test_one_token_repeated_by_hand(kind, dtype, build):
     """Both maps are 1 / N everywhere, so (A1 - lambda A2) v = (1 - lambda) v, which the norm makes v / rms(v)."""
     layer, x_BNC = build(kind), _tokens("one token repeated")
@@ -142,7 +134,7 @@ def _with_dots(layer: DifferentialAttention, first: float, second: float) -> Dif
     return layer
 
 
-@pytest.mark.parametrize("kind", ["v1 maps", "v1 blocks", "v1 fused"])
+@pytest.mark.parametrize("kind", ["v1 maps", "v1 blocks", "v1 sdpa"])
 @pytest.mark.parametrize(
     ("dtype", "largest"), [(torch.float32, 88.0), (torch.bfloat16, 88.0), (torch.float16, 11.0)], ids=str
 )

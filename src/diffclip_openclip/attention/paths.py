@@ -1,84 +1,191 @@
-"""Two attention maps and their difference's product with v: the definition, and the ways in which devices compute it.
+"""The ways to compute the two maps' difference, and the one place that chooses among them.
 
-Shape legend: that of attention.py. This module imports torch only.
+========  ==============================================================================================================
+"maps"    Both maps explicitly, subtracted before one product with v.
+"blocks"  Block by block in the CPU's cache, norm included; no map leaves it (cpu.py).
+"sdpa"    Two calls of torch's fused attention, subtracted behind the product with v; no N x N map is kept.
+========  ==============================================================================================================
+
+All give the same values and gradients, up to rounding. Shape legend: that of reference.py.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Optional
 
 import torch
 import torch.nn.functional as F
 
+from diffclip_openclip.attention.recompute import recomputed, transformed, without_autocast
+from diffclip_openclip.attention.reference import attention_bias, pair
 
-def differential_attention_reference(
-    q_BHNd: torch.Tensor,
-    k_BHNd: torch.Tensor,
-    v_BPNe: torch.Tensor,
-    lambda_: torch.Tensor,
-    attn_mask: Optional[torch.Tensor] = None,
-    is_causal: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The definition, written out; slow paths and fast paths are tested against it.
+PATHS = ("maps", "blocks", "sdpa")
+# bytes of maps that a thread works on: fastest of 0.5 to 16 MiB on a CPU with 1 MiB of second-level cache a core
+CACHE_BYTES = 2 << 20
+_chosen: Optional[str] = None  # by use_path
+
+
+@contextlib.contextmanager
+def use_path(path: str) -> Iterator[None]:
+    """Compute differential attention in one way within the context, in all threads: for tests and comparisons.
+
+    Version 2 has one way, fused attention, and is not changed. Modules compiled before keep theirs.
+
+    Raises:
+        ValueError: an unknown path; and from a layer, where "blocks" is used for what it cannot compute.
+    """
+    if path not in PATHS:
+        raise ValueError(f"path is {path!r}; it must be one of {', '.join(map(repr, PATHS))}")
+    global _chosen
+    before, _chosen = _chosen, path
+    try:
+        yield
+    finally:
+        _chosen = before
+
+
+def choose_path(qkv_BNC3: torch.Tensor, num_heads: int, *, masked: bool, dropout_p: float, fusible: bool) -> str:
+    """Decide how to compute version 1's attention.
 
     Args:
-        q_BHNd, k_BHNd: queries and keys, (B, H, N, d), adjacent heads forming a pair.
-        v_BPNe: values, (B, P, N, 2 d).
-        lambda_: the layer's scalar weight of the second map.
-        attn_mask: True (or 0) where a query may look, False (or -inf) where not; broadcastable to (B, P, N, N).
-        is_causal: additionally hide later tokens.
+        qkv_BNC3: queries, keys and values of ``num_heads`` heads, (B, N, 3 C).
+        masked: whether there is an ``attn_mask``; being causal is none.
+        dropout_p: dropout on the maps.
+        fusible: whether the CPU operator could take over the norm: it is torch's own, and nothing transforms the call.
 
-    Returns:
-        (A1 - lambda A2) v, (B, P, N, 2 d), before the norm; and the maps A1 and A2, each (B, P, N, N). A query that may
-        look nowhere has zeros in both.
+    Raises:
+        ValueError: :func:`use_path` asks for "blocks" where they cannot compute what is asked for.
     """
-    B, H, N, _ = q_BHNd.shape
-    bias = attention_bias(attn_mask, is_causal, B, H // 2, N, q_BHNd.dtype, q_BHNd.device)
-    a1_BPNN, a2_BPNN = (attention_map(q_BHNd[:, which::2], k_BHNd[:, which::2], bias) for which in (0, 1))
-    return (a1_BPNN - lambda_ * a2_BPNN) @ v_BPNe, a1_BPNN, a2_BPNN
+    device = qkv_BNC3.device.type
+    blocks_can = fusible and not masked and dropout_p == 0.0 and device == "cpu"
+    if _chosen is not None:
+        if _chosen == "blocks" and not blocks_can:
+            raise ValueError(
+                "use_path('blocks') is in force; blocks take tensors on the CPU without attn_mask, dropout or "
+                "torch.func, and torch's own RMSNorm without hooks; use another path for this call"
+            )
+        return _chosen
+    if device == "mps" and not _MPS_TAKES_WIDE_VALUES:
+        return "maps"
+    if device != "cpu":
+        return "sdpa"  # memory is what is short there
+    B, N, _ = qkv_BNC3.shape
+    if not blocks_can or fits_in_cache(B, num_heads, N):  # one block has nothing to gain
+        return "maps"
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        return "maps"  # exported programs are to run where this package's operator is not
+    return "blocks"
 
 
-def attention_map(q_BPNd: torch.Tensor, k_BPNd: torch.Tensor, bias: Optional[torch.Tensor]) -> torch.Tensor:
-    """softmax(q k^T / sqrt(d) + bias), (B, P, N, N), by its definition; zeros for a query that may look nowhere."""
-    scores_BPNN = q_BPNd @ k_BPNd.transpose(-2, -1) / math.sqrt(q_BPNd.shape[-1])
-    if bias is not None:
-        scores_BPNN = scores_BPNN + bias
-    blind = (scores_BPNN == -math.inf).all(dim=-1, keepdim=True)
-    return scores_BPNN.masked_fill(blind, 0.0).softmax(dim=-1).masked_fill(blind, 0.0)
+# values wider than queries get a wrong shape before (pytorch/pytorch#176767)
+_MPS_TAKES_WIDE_VALUES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)
 
 
-def attention_bias(
+def fits_in_cache(batch_size: int, num_heads: int, num_tokens: int) -> bool:
+    """Tell whether all maps together, in float32, are one thread's share of the cache."""
+    return 4 * batch_size * num_heads * num_tokens * num_tokens <= CACHE_BYTES
+
+
+def split_heads(qkv_BNC3: torch.Tensor, num_heads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return version 1's queries and keys, (B, H, N, d), and values, (B, P, N, e), as views."""
+    B, N, C3 = qkv_BNC3.shape
+    q_BNC, k_BNC, v_BNC = qkv_BNC3.chunk(3, dim=-1)
+    q_BHNd = q_BNC.reshape(B, N, num_heads, C3 // 3 // num_heads).transpose(1, 2)
+    k_BHNd = k_BNC.reshape(B, N, num_heads, C3 // 3 // num_heads).transpose(1, 2)
+    v_BPNe = v_BNC.reshape(B, N, num_heads // 2, 2 * C3 // 3 // num_heads).transpose(1, 2)
+    return q_BHNd, k_BHNd, v_BPNe
+
+
+def attend(
+    qkv_BNC3: torch.Tensor,
+    lambda_: torch.Tensor,
+    num_heads: int,
     attn_mask: Optional[torch.Tensor],
     is_causal: bool,
-    B: int,
-    P: int,
-    N: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Optional[torch.Tensor]:
-    """One additive mask, at least 2-d and broadcastable to (B, P, N, N), or None where nothing is hidden."""
-    bias: Optional[torch.Tensor] = None
-    if attn_mask is not None:
-        sizes = [N, N, P, B]  # from the last dimension
-        fits = attn_mask.dim() <= 4
-        for i in range(min(attn_mask.dim(), 4)):
-            fits = fits and attn_mask.shape[-1 - i] in (1, sizes[i])
-        if not fits:
-            raise ValueError(
-                f"attn_mask has shape {list(attn_mask.shape)}; it must be broadcastable to "
-                f"(batch, pairs of heads, tokens, tokens) = {[B, P, N, N]}"
-            )
-        if attn_mask.dtype == torch.bool:
-            bias = torch.zeros_like(attn_mask, dtype=dtype).masked_fill(attn_mask.logical_not(), -math.inf)
-        elif attn_mask.is_floating_point():
-            bias = attn_mask.to(dtype)
-        else:
-            raise ValueError(f"attn_mask has dtype {attn_mask.dtype}; it must be bool or a float that is added")
-        if bias.dim() < 2:
-            bias = bias.expand(N, N)
-    if is_causal:
-        causal = torch.full([N, N], -math.inf, dtype=dtype, device=device).triu(1)
-        bias = causal if bias is None else bias + causal
-    return bias
+    dropout_p: float,
+) -> torch.Tensor:
+    """Compute version 1's (A1 - lambda A2) v before the norm, (B, N, P, e)."""
+    q_BHNd, k_BHNd, v_BPNe = split_heads(qkv_BNC3, num_heads)
+    if torch.jit.is_scripting():
+        by_maps = qkv_BNC3.device.type == "cpu"
+    else:
+        masked = attn_mask is not None
+        path = choose_path(qkv_BNC3, num_heads, masked=masked, dropout_p=dropout_p, fusible=False)
+        by_maps = path == "maps"
+    if by_maps:
+        return attend_by_maps(q_BHNd, k_BHNd, v_BPNe, lambda_, attn_mask, is_causal, dropout_p)
+    out1_BNPe, out2_BNPe = attend_by_sdpa(q_BHNd, k_BHNd, v_BPNe, attn_mask, is_causal, dropout_p)
+    return subtract(out1_BNPe, out2_BNPe, lambda_)
+
+
+def attend_and_normalise(
+    qkv_BNC3: torch.Tensor,
+    lambda_: torch.Tensor,
+    norm_weight_e: torch.Tensor,
+    eps: float,
+    num_heads: int,
+    attn_mask: Optional[torch.Tensor],
+    is_causal: bool,
+    dropout_p: float,
+) -> torch.Tensor:
+    """Compute version 1's RMSNorm((A1 - lambda A2) v) with joined heads, (B, N, C)."""
+    fusible = torch.compiler.is_compiling() or not transformed(qkv_BNC3, lambda_, norm_weight_e)
+    path = choose_path(qkv_BNC3, num_heads, masked=attn_mask is not None, dropout_p=dropout_p, fusible=fusible)
+    if path == "blocks":
+        out_BNC, _, _ = torch.ops.diffclip_openclip.attend_cpu(
+            qkv_BNC3, lambda_, norm_weight_e, num_heads, eps, is_causal, torch.is_grad_enabled(), CACHE_BYTES
+        )
+        return out_BNC
+    q_BHNd, k_BHNd, v_BPNe = split_heads(qkv_BNC3, num_heads)
+    if path == "maps":
+        heads_BNPe = attend_by_maps(q_BHNd, k_BHNd, v_BPNe, lambda_, attn_mask, is_causal, dropout_p)
+        return normalise(heads_BNPe, norm_weight_e, eps)
+    out1_BNPe, out2_BNPe = attend_by_sdpa(q_BHNd, k_BHNd, v_BPNe, attn_mask, is_causal, dropout_p)
+
+    def subtract_and_normalise(
+        out1: torch.Tensor, out2: torch.Tensor, lambda_: torch.Tensor, weight: torch.Tensor
+    ) -> torch.Tensor:
+        return normalise(subtract(out1, out2, lambda_), weight, eps)
+
+    return recomputed(subtract_and_normalise, out1_BNPe, out2_BNPe, lambda_, norm_weight_e)
+
+
+def attend_v2(
+    q_BHNd: torch.Tensor,
+    k_BPNd: torch.Tensor,
+    v_BPNd: torch.Tensor,
+    lambda_: torch.Tensor,
+    attn_mask: Optional[torch.Tensor],
+    is_causal: bool,
+    dropout_p: float,
+) -> torch.Tensor:
+    """Compute version 2's (A1 - lambda A2) v with joined heads, (B, N, C), by fused attention.
+
+    On the CPU too, whose fused kernel takes values as wide as keys. Against explicit maps (one CPU thread, forward and
+    backward) that is about as fast at ViT-B/16's size, 1.6 times as fast at L/14's and 0.8 times at the text tower's.
+    """
+    B, P, N, d = k_BPNd.shape
+    if attn_mask is None and not is_causal:
+        # every query sees every key, so both maps' queries are one longer sequence over the shared keys and values
+        q_BPMd = q_BHNd.reshape(B, P, 2 * N, d)
+        out_BPMd = F.scaled_dot_product_attention(q_BPMd, k_BPNd, v_BPNd, None, dropout_p)
+        out1_BPNd, out2_BPNd = out_BPMd.unflatten(2, (2, N)).unbind(2)
+    else:
+        q1_BPNd, q2_BPNd = pair(q_BHNd)
+        out1_BPNd, out2_BPNd = _attend_twice(q1_BPNd, k_BPNd, q2_BPNd, k_BPNd, v_BPNd, attn_mask, is_causal, dropout_p)
+    if torch.jit.is_scripting():
+        return _subtract_and_join(out1_BPNd, out2_BPNd, lambda_)
+    else:  # noqa: RET505  TorchScript leaves out a branch, not what follows one
+        return recomputed(_subtract_and_join, out1_BPNd, out2_BPNd, lambda_)
+
+
+def softmax_maps(
+    q_BHNd: torch.Tensor, k_BHNd: torch.Tensor, attn_mask: Optional[torch.Tensor], is_causal: bool
+) -> torch.Tensor:
+    """Compute all heads' maps, (B, H, N, N), in float32 or better, as fused attention does inside."""
+    scores_BHNN = _masked_scores(q_BHNd, k_BHNd, attn_mask, is_causal)
+    return _without_blind(scores_BHNN.softmax(dim=-1), attn_mask, is_causal)
 
 
 def attend_by_maps(
@@ -90,23 +197,17 @@ def attend_by_maps(
     is_causal: bool,
     dropout_p: float,
 ) -> torch.Tensor:
-    """Explicit maps, subtracted before the one product with v: for the CPU where attend_cpu is of no use."""
-    B, H, N, d = q_BHNd.shape
-    P = H // 2
-    scores_BP2NN = ((q_BHNd * d**-0.5) @ k_BHNd.transpose(-2, -1)).view(B, P, 2, N, N)
-    bias = attention_bias(attn_mask, is_causal, B, P, N, scores_BP2NN.dtype, scores_BP2NN.device)
-    if bias is not None:
-        scores_BP2NN = scores_BP2NN + bias.unsqueeze(-3)
-    if attn_mask is not None and bias is not None:
-        # softmax of nothing but -inf is NaN, in the gradient too
-        blind = (bias == -math.inf).all(dim=-1, keepdim=True).unsqueeze(-3)
-        maps_BP2NN = scores_BP2NN.masked_fill(blind, 0.0).softmax(dim=-1).masked_fill(blind, 0.0)
-    else:
-        maps_BP2NN = scores_BP2NN.softmax(dim=-1)
+    """Compute (A1 - lambda A2) v, (B, N, P, e), by explicit maps."""
+    maps_BHNN = softmax_maps(q_BHNd, k_BHNd, attn_mask, is_causal)
     if dropout_p > 0.0:
-        maps_BP2NN = F.dropout(maps_BP2NN, dropout_p)
-    a1_BPNN, a2_BPNN = maps_BP2NN.unbind(2)
-    return subtract(a1_BPNN, a2_BPNN, lambda_) @ v_BPNe
+        maps_BHNN = F.dropout(maps_BHNN, dropout_p)
+    return apply_maps(maps_BHNN, lambda_, v_BPNe)
+
+
+def apply_maps(maps_BHNN: torch.Tensor, lambda_: torch.Tensor, v_BPNe: torch.Tensor) -> torch.Tensor:
+    """Compute (A1 - lambda A2) v, (B, N, P, e), from the heads' maps."""
+    a1_BPNN, a2_BPNN = pair(maps_BHNN)
+    return (subtract(a1_BPNN, a2_BPNN, lambda_).to(v_BPNe.dtype) @ v_BPNe).transpose(1, 2)
 
 
 def attend_by_sdpa(
@@ -117,14 +218,14 @@ def attend_by_sdpa(
     is_causal: bool,
     dropout_p: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A1 v and A2 v, to be subtracted behind v: no N x N map is kept, the way for accelerators."""
-    B, H, N, d = q_BHNd.shape
-    q1_BPNd, q2_BPNd = q_BHNd.view(B, H // 2, 2, N, d).unbind(2)
-    k1_BPNd, k2_BPNd = k_BHNd.view(B, H // 2, 2, N, d).unbind(2)
-    return attend_twice(q1_BPNd, k1_BPNd, q2_BPNd, k2_BPNd, v_BPNe, attn_mask, is_causal, dropout_p)
+    """Compute A1 v and A2 v, each (B, N, P, e), by fused attention, which returns its output in this layout."""
+    q1_BPNd, q2_BPNd = pair(q_BHNd)
+    k1_BPNd, k2_BPNd = pair(k_BHNd)
+    out1_BPNe, out2_BPNe = _attend_twice(q1_BPNd, k1_BPNd, q2_BPNd, k2_BPNd, v_BPNe, attn_mask, is_causal, dropout_p)
+    return out1_BPNe.transpose(1, 2), out2_BPNe.transpose(1, 2)
 
 
-def attend_twice(
+def _attend_twice(
     q1_BPNd: torch.Tensor,
     k1_BPNd: torch.Tensor,
     q2_BPNd: torch.Tensor,
@@ -134,7 +235,7 @@ def attend_twice(
     is_causal: bool,
     dropout_p: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A1 v and A2 v, each (B, P, N, e), by one fused attention a map."""
+    """Compute A1 v and A2 v, each (B, P, N, e), by one fused attention a map."""
     if attn_mask is None:
         # never a mask tensor for the causal tower: cuDNN's backward is wrong with one (pytorch/pytorch#196678)
         return (
@@ -142,21 +243,76 @@ def attend_twice(
             F.scaled_dot_product_attention(q2_BPNd, k2_BPNd, v_BPNe, None, dropout_p, is_causal),
         )
     B, P, N, _ = q1_BPNd.shape
-    bias = attention_bias(attn_mask, is_causal, B, P, N, q1_BPNd.dtype, q1_BPNd.device)
+    bias = attention_bias(attn_mask, is_causal, B, 2 * P, N, q1_BPNd.dtype, q1_BPNd.device, paired=True)
     assert bias is not None
-    blind = (bias == -math.inf).all(dim=-1, keepdim=True)
+    blind = _blind(bias)
     bias = bias.masked_fill(blind, 0.0)
+    bias1, bias2, blind1, blind2 = bias, bias, blind, blind
+    if bias.dim() > 2 and bias.shape[-3] == 2 * P:  # a mask for each head
+        bias1, bias2 = pair(bias.expand(B, 2 * P, N, N))
+        blind1, blind2 = pair(blind.expand(B, 2 * P, N, 1))
     return (
-        F.scaled_dot_product_attention(q1_BPNd, k1_BPNd, v_BPNe, bias, dropout_p).masked_fill(blind, 0.0),
-        F.scaled_dot_product_attention(q2_BPNd, k2_BPNd, v_BPNe, bias, dropout_p).masked_fill(blind, 0.0),
+        F.scaled_dot_product_attention(q1_BPNd, k1_BPNd, v_BPNe, bias1, dropout_p).masked_fill(blind1, 0.0),
+        F.scaled_dot_product_attention(q2_BPNd, k2_BPNd, v_BPNe, bias2, dropout_p).masked_fill(blind2, 0.0),
     )
 
 
-def on_accelerator(x: torch.Tensor) -> bool:
-    """Whether x is not on the CPU: fused attention there takes values wider than keys, and memory is what is short."""
-    return x.device.type != "cpu"
+def _masked_scores(
+    q_BHNd: torch.Tensor, k_BHNd: torch.Tensor, attn_mask: Optional[torch.Tensor], is_causal: bool
+) -> torch.Tensor:
+    """Compute q k^T / sqrt(d) in float32 or better, with -inf where a query may not look if it may look anywhere."""
+    scores_BHNN = _scores(q_BHNd, k_BHNd)
+    B, H, N, _ = scores_BHNN.shape
+    bias = attention_bias(attn_mask, is_causal, B, H, N, scores_BHNN.dtype, scores_BHNN.device, paired=True)
+    if bias is None:
+        return scores_BHNN
+    if attn_mask is not None:  # softmax of nothing but -inf is NaN, in the gradient too
+        bias = bias.masked_fill(_blind(bias), 0.0)
+    return scores_BHNN + bias
+
+
+def _scores(q_BHNd: torch.Tensor, k_BHNd: torch.Tensor) -> torch.Tensor:
+    """Compute q k^T / sqrt(d) in float32 or better: rounding to 16 bits would cost more than the rest of attention."""
+    wide = torch.promote_types(q_BHNd.dtype, torch.float32)
+    q_BHNd, k_BHNd = q_BHNd.to(wide) * q_BHNd.shape[-1] ** -0.5, k_BHNd.to(wide)
+    if torch.jit.is_scripting():
+        return q_BHNd @ k_BHNd.transpose(-2, -1)
+    else:  # noqa: RET505  TorchScript leaves out a branch, not what follows one
+        with without_autocast(q_BHNd.device.type):
+            return q_BHNd @ k_BHNd.transpose(-2, -1)
+
+
+def _without_blind(maps_BHNN: torch.Tensor, attn_mask: Optional[torch.Tensor], is_causal: bool) -> torch.Tensor:
+    """Return the maps with zeros for queries that may look nowhere."""
+    if attn_mask is None:
+        return maps_BHNN
+    B, H, N, _ = maps_BHNN.shape
+    bias = attention_bias(attn_mask, is_causal, B, H, N, maps_BHNN.dtype, maps_BHNN.device, paired=True)
+    assert bias is not None
+    return maps_BHNN.masked_fill(_blind(bias), 0.0)
+
+
+def _blind(bias_NN: torch.Tensor) -> torch.Tensor:
+    """Tell which queries may look nowhere, (..., N, 1)."""
+    return (bias_NN == -math.inf).all(dim=-1, keepdim=True)
 
 
 def subtract(out1: torch.Tensor, out2: torch.Tensor, lambda_: torch.Tensor) -> torch.Tensor:
-    """out1 - lambda out2, in one pass; lambda_ is broadcastable to them."""
+    """Compute out1 - lambda out2 in one pass; ``lambda_`` is broadcastable to them."""
     return torch.addcmul(out1, out2, lambda_.to(out2.dtype), value=-1)
+
+
+def _subtract_and_join(out1_BPNd: torch.Tensor, out2_BPNd: torch.Tensor, lambda_: torch.Tensor) -> torch.Tensor:
+    return subtract(out1_BPNd, out2_BPNd, lambda_).transpose(1, 2).flatten(2)
+
+
+def normalise(heads_BNPe: torch.Tensor, weight_e: torch.Tensor, eps: float) -> torch.Tensor:
+    """Compute the RMSNorm of each pair's heads and join them, (B, N, C)."""
+    # autocast would copy the heads to float32 for the norm, which sums in float32 anyway
+    with without_autocast(heads_BNPe.device.type):
+        return F.rms_norm(heads_BNPe, heads_BNPe.shape[-1:], weight_e.to(heads_BNPe.dtype), eps).flatten(2)
+
+
+# what torch.fx is not to look into: it would have to decide by tensors that have no shape yet
+torch.fx.wrap("_masked_scores")
+torch.fx.wrap("_without_blind")

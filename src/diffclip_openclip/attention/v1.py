@@ -1,49 +1,40 @@
-"""Differential attention: two softmax maps, the second subtracted with a learned weight lambda.
+"""The layer of DiffCLIP: two softmax maps of paired heads, the second subtracted with one learned weight a layer.
 
-Source: DiffCLIP (arXiv 2503.06626, section 3) after Differential Transformer (arXiv 2410.05258). Parameter names are
-those of timm's ``DiffAttention`` (pytorch-image-models@1.0.31:timm/layers/diff_attention.py), so weights move between
-the two.
-
-Shape legend::
-
-    B batch    N tokens    C embed_dim    H num_heads (even)
-    P pairs of heads, H / 2          d head_dim, C / H          e value size of a pair, 2 d
-
-Heads 2p and 2p + 1 are maps 1 and 2 of pair p.
+Source: DiffCLIP (arXiv 2503.06626, section 3) after Differential Transformer (arXiv 2410.05258). Parameters are named
+as in timm's ``DiffAttention`` (pytorch-image-models@1.0.31:timm/layers/diff_attention.py), so weights move between the
+two. Shape legend: that of reference.py.
 """
 
 import math
 from typing import Optional
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from diffclip_openclip.attention.modes import keeping_inputs, transformed, without_autocast
-from diffclip_openclip.attention.paths import (
-    attend_by_maps,
-    attend_by_sdpa,
-    differential_attention_reference,
-    on_accelerator,
-    subtract,
-)
+from diffclip_openclip.attention.paths import apply_maps, attend, attend_and_normalise, softmax_maps, split_heads
+from diffclip_openclip.attention.recompute import is_stock, spared
+from diffclip_openclip.attention.reference import differential_attention_reference
 
 LAMBDA_INIT = 0.8  # DiffCLIP, section 4.1
 DYNAMIC = "dynamic"
 SUB_NORM_EPS = 1e-5  # Differential Transformer, section 2.1
 LAMBDA_STD = 0.1  # microsoft/unilm@master:Diff-Transformer/multihead_diffattn.py
 
+# torch.fx records these as one step each: which path they take depends on sizes that it does not know
+torch.fx.wrap("attend")
+torch.fx.wrap("attend_and_normalise")
+
 
 def dynamic_lambda_init(depth: int) -> float:
-    """lambda_init of layer ``depth`` (from 0) in DiffCLIP*: 0.8 - 0.6 exp(-0.3 depth) (paper, section 4.5)."""
+    """Compute lambda_init of layer ``depth`` (from 0) in DiffCLIP*: 0.8 - 0.6 exp(-0.3 depth) (paper, section 4.5)."""
     return 0.8 - 0.6 * math.exp(-0.3 * depth)
 
 
 def resolve_lambda_init(lambda_init: float | str, depth: int) -> float:
-    """lambda_init of one layer, from a constant or ``"dynamic"``.
+    """Return lambda_init of one layer, from a constant or ``"dynamic"``.
 
     Raises:
-        ValueError: for any other string, or a number that is not in [0, 1).
+        ValueError: any other string, or a number that is not in [0, 1).
     """
     if lambda_init == DYNAMIC:
         return dynamic_lambda_init(depth)
@@ -53,11 +44,14 @@ def resolve_lambda_init(lambda_init: float | str, depth: int) -> float:
 
 
 class DifferentialAttention(nn.Module):
-    """Multi-head differential self-attention, (B, N, C) -> (B, N, C).
+    """Compute multi-head differential self-attention, (B, N, C) -> (B, N, C).
 
     out = proj(concat_p((1 - lambda_init) RMSNorm((A1_p - lambda A2_p) v_p))), with
     lambda = exp(lambda_q1 . lambda_k1) - exp(lambda_q2 . lambda_k2) + lambda_init, one scalar a layer
     (paper, section 3.2).
+
+    ``fused_attn`` is timm's switch: where it is False, both maps are computed explicitly and go through ``attn_drop``,
+    as tools that read them expect. Otherwise :func:`~diffclip_openclip.attention.paths.choose_path` decides.
 
     Args:
         dim: embed_dim C.
@@ -88,27 +82,27 @@ class DifferentialAttention(nn.Module):
     ) -> None:
         super().__init__()
         # here, because defining operators takes 30 ms, which only those who build a model are to pay
-        from diffclip_openclip.attention.cpu import fits_in_cache
+        import diffclip_openclip.attention.cpu  # noqa: F401  defines the operator
 
-        self._fits_in_cache = fits_in_cache
         if num_heads <= 0 or num_heads % 2:
             raise ValueError(f"num_heads is {num_heads}; heads are paired, so it must be positive and even")
         if dim % num_heads:
             raise ValueError(f"dim is {dim} and num_heads {num_heads}; dim must be a multiple of num_heads")
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
+        self.scale = self.head_dim**-0.5
+        self.fused_attn = True
         self.lambda_init = resolve_lambda_init(lambda_init, depth)
-        self.attn_drop_p = attn_drop
 
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
+        self.attn_drop = nn.Dropout(attn_drop)
         self.sub_norm = nn.RMSNorm(2 * self.head_dim, eps=SUB_NORM_EPS, device=device, dtype=dtype)
         self.proj = nn.Linear(dim, dim, bias=proj_bias, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
-        # float32 whatever dtype the rest has: lambda is a difference of exponentials
-        self.lambda_q1 = nn.Parameter(torch.empty(self.head_dim, dtype=torch.float32, device=device))
-        self.lambda_k1 = nn.Parameter(torch.empty(self.head_dim, dtype=torch.float32, device=device))
-        self.lambda_q2 = nn.Parameter(torch.empty(self.head_dim, dtype=torch.float32, device=device))
-        self.lambda_k2 = nn.Parameter(torch.empty(self.head_dim, dtype=torch.float32, device=device))
+        self.lambda_q1 = nn.Parameter(torch.empty(self.head_dim, device=device, dtype=dtype))
+        self.lambda_k1 = nn.Parameter(torch.empty(self.head_dim, device=device, dtype=dtype))
+        self.lambda_q2 = nn.Parameter(torch.empty(self.head_dim, device=device, dtype=dtype))
+        self.lambda_k2 = nn.Parameter(torch.empty(self.head_dim, device=device, dtype=dtype))
         self.reset_parameters()
 
     @torch.jit.ignore
@@ -121,36 +115,11 @@ class DifferentialAttention(nn.Module):
         return f"num_heads={self.num_heads}, lambda_init={self.lambda_init:.4g}"
 
     def compute_lambda(self) -> torch.Tensor:
-        """The layer's lambda, a scalar in float32 or better."""
+        """Compute the layer's lambda, a scalar in float32 or better: it is a difference of exponentials."""
         dtype = torch.promote_types(self.lambda_q1.dtype, torch.float32)
         dot1 = (self.lambda_q1.to(dtype) * self.lambda_k1.to(dtype)).sum()
         dot2 = (self.lambda_q2.to(dtype) * self.lambda_k2.to(dtype)).sum()
         return dot1.exp() - dot2.exp() + self.lambda_init
-
-    def _split(self, qkv_BNC3: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        B, N, _ = qkv_BNC3.shape
-        q_BNC, k_BNC, v_BNC = qkv_BNC3.chunk(3, dim=-1)
-        q_BHNd = q_BNC.reshape(B, N, self.num_heads, self.head_dim).transpose(1, 2)
-        k_BHNd = k_BNC.reshape(B, N, self.num_heads, self.head_dim).transpose(1, 2)
-        v_BPNe = v_BNC.reshape(B, N, self.num_heads // 2, 2 * self.head_dim).transpose(1, 2)
-        return q_BHNd, k_BHNd, v_BPNe
-
-    def _norm(self, out_BNPe: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(out_BNPe, [2 * self.head_dim], weight.to(out_BNPe.dtype), self.sub_norm.eps)
-
-    def _join(self, out_BPNe: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        out_BNPe = out_BPNe.transpose(1, 2)  # the layout in which fused attention returns it
-        if torch.jit.is_scripting():
-            return self.proj(self._norm(out_BNPe, weight).flatten(2))
-        # autocast would copy the heads to float32 for the norm, which sums in float32 anyway
-        with without_autocast(out_BNPe.device.type):
-            normed_BNPe = self._norm(out_BNPe, weight)
-        return self.proj(normed_BNPe.flatten(2))
-
-    def _subtract_and_join(
-        self, out1_BPNe: torch.Tensor, out2_BPNe: torch.Tensor, lambda_: torch.Tensor, weight: torch.Tensor
-    ) -> torch.Tensor:
-        return self._join(subtract(out1_BPNe, out2_BPNe, lambda_), weight)
 
     def forward(
         self,
@@ -162,33 +131,39 @@ class DifferentialAttention(nn.Module):
 
         Args:
             x: tokens, (B, N, C).
-            attn_mask: bool (True: may look) or additive float, broadcastable to (B, P, N, N).
+            attn_mask: bool (True: may look) or additive float, broadcastable to (B, P, N, N) or (B, H, N, N).
             is_causal: hide later tokens; combines with ``attn_mask``.
 
         Raises:
             ValueError: an ``attn_mask`` of another shape or dtype.
         """
-        B, N, _ = x.shape
         qkv_BNC3 = self.qkv(x)
         lambda_ = self.compute_lambda()
-        weight = self.sub_norm.weight * (1.0 - self.lambda_init)
-        dropout_p = self.attn_drop_p if self.training else 0.0
-        if not torch.jit.is_scripting():  # scripted and exported models are to run without this package's operator
-            whole = attn_mask is None and dropout_p == 0.0 and not torch.compiler.is_exporting()
-            blocks = whole and not on_accelerator(x) and not self._fits_in_cache(B, self.num_heads, N)
-            if blocks and (torch.compiler.is_compiling() or not transformed(qkv_BNC3, lambda_, weight)):
-                out_BNC, _, _ = torch.ops.diffclip_openclip.attend_cpu(
-                    qkv_BNC3, lambda_, weight, self.num_heads, self.sub_norm.eps, is_causal, torch.is_grad_enabled()
+        dropout_p = self.attn_drop.p if self.training else 0.0
+        if torch.jit.is_scripting():
+            heads_BNPe = attend(qkv_BNC3, lambda_, self.num_heads, attn_mask, is_causal, dropout_p)
+            out_BNC = self.proj(self._scaled_norm(heads_BNPe))
+        else:
+            if not self.fused_attn:
+                q_BHNd, k_BHNd, v_BPNe = split_heads(qkv_BNC3, self.num_heads)
+                maps_BHNN = self.attn_drop(softmax_maps(q_BHNd, k_BHNd, attn_mask, is_causal))
+                joined_BNC = self._scaled_norm(apply_maps(maps_BHNN, lambda_, v_BPNe))
+            elif is_stock(self.sub_norm, nn.RMSNorm):
+                weight_e = self.sub_norm.weight * (1.0 - self.lambda_init)
+                joined_BNC = attend_and_normalise(
+                    qkv_BNC3, lambda_, weight_e, self.sub_norm.eps, self.num_heads, attn_mask, is_causal, dropout_p
                 )
-                return self.proj_drop(self.proj(out_BNC))
-        q_BHNd, k_BHNd, v_BPNe = self._split(qkv_BNC3)
-        if not on_accelerator(x):
-            out_BPNe = attend_by_maps(q_BHNd, k_BHNd, v_BPNe, lambda_, attn_mask, is_causal, dropout_p)
-            return self.proj_drop(self._join(out_BPNe, weight))
-        out1_BPNe, out2_BPNe = attend_by_sdpa(q_BHNd, k_BHNd, v_BPNe, attn_mask, is_causal, dropout_p)
-        if not torch.jit.is_scripting():
-            return self.proj_drop(keeping_inputs(self._subtract_and_join, out1_BPNe, out2_BPNe, lambda_, weight))
-        return self.proj_drop(self._subtract_and_join(out1_BPNe, out2_BPNe, lambda_, weight))
+            else:
+                joined_BNC = self._scaled_norm(
+                    attend(qkv_BNC3, lambda_, self.num_heads, attn_mask, is_causal, dropout_p)
+                )
+            with spared(joined_BNC):
+                out_BNC = self.proj(joined_BNC)
+        return self.proj_drop(out_BNC)
+
+    def _scaled_norm(self, heads_BNPe: torch.Tensor) -> torch.Tensor:
+        """Compute (1 - lambda_init) RMSNorm(heads) by the module itself, (B, N, C)."""
+        return (self.sub_norm(heads_BNPe) * (1.0 - self.lambda_init)).flatten(2)
 
     @torch.jit.ignore
     def attention_maps(
@@ -197,15 +172,15 @@ class DifferentialAttention(nn.Module):
         attn_mask: Optional[torch.Tensor] = None,
         is_causal: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The two maps A1 and A2, each (B, P, N, N), for the input and masks of :meth:`forward`."""
+        """Return the two maps A1 and A2, each (B, P, N, N), for the input and masks of :meth:`forward`."""
         _, a1_BPNN, a2_BPNN = differential_attention_reference(
-            *self._split(self.qkv(x)), self.compute_lambda(), attn_mask, is_causal
+            *split_heads(self.qkv(x), self.num_heads), self.compute_lambda(), attn_mask, is_causal
         )
         return a1_BPNN, a2_BPNN
 
     @torch.jit.ignore
     def attend_with(self, x: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-        """:meth:`forward` of x (B, N, C) with given maps A1 - lambda A2, (B, P, N, N), in place of its own."""
-        _, _, v_BPNe = self._split(self.qkv(x))
-        weight = self.sub_norm.weight * (1.0 - self.lambda_init)
-        return self.proj_drop(self._join(attention.to(v_BPNe.dtype) @ v_BPNe, weight))
+        """Compute :meth:`forward` of x (B, N, C) with given A1 - lambda A2, (B, P, N, N)."""
+        _, _, v_BPNe = split_heads(self.qkv(x), self.num_heads)
+        heads_BNPe = (attention.to(v_BPNe.dtype) @ v_BPNe).transpose(1, 2)
+        return self.proj_drop(self.proj(self._scaled_norm(heads_BNPe)))

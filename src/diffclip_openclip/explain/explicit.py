@@ -20,7 +20,7 @@ from timm.layers import apply_rot_embed_cat
 from timm.models.eva import EvaAttention
 from torch import Tensor, nn
 
-from diffclip_openclip.attention.paths import attention_bias, attention_map, differential_attention_reference
+from diffclip_openclip.attention.reference import attention_bias, attention_map, differential_attention_reference
 from diffclip_openclip.attention.v1 import DifferentialAttention
 from diffclip_openclip.attention.v2 import DifferentialAttentionV2
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple, cast
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-from timm.layers import LayerNorm
+from timm.layers import LayerNorm, use_fused_attn
 from timm.models import (
     PretrainedCfg,
     VisionTransformer,
@@ -60,6 +60,7 @@ class _TimmArguments(nn.Module):
                 "differential attention has neither, both must be False"
             )
         super().__init__(dim, num_heads, **kwargs)
+        self.fused_attn = bool(use_fused_attn())
 
 
 class TimmDifferentialAttention(_TimmArguments, DifferentialAttention):

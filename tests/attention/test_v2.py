@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from timm.layers import Attention
 
 from diffclip_openclip import DifferentialAttentionV2, differential_attention_v2_reference
-from diffclip_openclip.attention import paths as attention_core
-from diffclip_openclip.attention import v2 as attention_v2
+from diffclip_openclip.attention import paths
 
 B, N, C, H = 2, 5, 15, 3
 d = C // H
@@ -28,17 +27,26 @@ MASK_SHAPES = {
     "B1NN": lambda B, H, N: (B, 1, N, N),
     "1H1N": lambda B, H, N: (1, H, 1, N),
     "BHNN": lambda B, H, N: (B, H, N, N),
+    "2HNN": lambda B, H, N: (2 * H, N, N),
+    "B2HNN": lambda B, H, N: (B, 2 * H, N, N),
 }
 
 
-@pytest.fixture(params=["cpu", "accelerator"])
-def path(request, monkeypatch):
-    """The module computes as it does there, on whatever device."""
-    monkeypatch.setattr(attention_v2, "on_accelerator", lambda x: request.param == "accelerator")
+@pytest.fixture(params=[True, False], ids=["fused", "maps"])
+def build(request):
+    """Makes the module, which computes by fused attention or by explicit maps."""
+
+    def build(**kwargs):
+        module = _module(**kwargs)
+        module.fused_attn = request.param
+        return module
+
+    return build
 
 
 def _attend(q, k, v, lambda_, *masks_and_dropout):
-    return attention_core.subtract(*attention_v2._attend(q, k, v, *masks_and_dropout), lambda_)
+    joined = paths.attend_v2(q, k, v, lambda_, *masks_and_dropout)
+    return joined.unflatten(-1, (k.shape[1], -1)).transpose(1, 2)
 
 
 def _close(actual, expected, tolerance=1e-10):
@@ -223,9 +231,8 @@ def test_core_in_lower_precision(is_causal, masked, dtype, tolerance):
 @pytest.mark.parametrize("num_tokens", [1, N])
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.usefixtures("path")
-def test_module_equals_definition(masked, is_causal, num_tokens):
-    module = _module()
+def test_module_equals_definition(masked, is_causal, num_tokens, build):
+    module = build()
     x, weight = torch.randn(2, B, num_tokens, C, dtype=torch.float64)
     mask = torch.rand(B, 1, num_tokens, num_tokens) > 0.3 if masked else None
     actual = _output_and_gradients(module, x, lambda x: module(x, mask, is_causal), weight)
@@ -318,7 +325,7 @@ def test_initialised_as_linear_layers_are():
 
 def test_defaults():
     module = DifferentialAttentionV2(16)
-    assert (module.num_heads, module.head_dim, module.attn_drop_p, module.proj_drop.p) == (8, 2, 0.0, 0.0)
+    assert (module.num_heads, module.head_dim, module.attn_drop.p, module.proj_drop.p) == (8, 2, 0.0, 0.0)
     assert module.qkv.bias is not None
     assert module.proj.bias is not None
     assert module.lambda_proj.bias is None
@@ -355,7 +362,7 @@ def test_bad_sizes_are_refused(kwargs, parts):
         assert part in str(error.value)
 
 
-@pytest.mark.parametrize("shape", [(5, 6), (6,), (4, 1, 5, 5), (1, 6, 5, 5), (2, 5, 5), (1, 3, 2, 5, 5)])
+@pytest.mark.parametrize("shape", [(5, 6), (6,), (4, 1, 5, 5), (1, 4, 5, 5), (2, 5, 5), (1, 3, 2, 5, 5)])
 def test_mask_of_wrong_shape_is_refused(shape):
     with pytest.raises(ValueError, match="attn_mask") as error:
         _module()(_input()[0], torch.ones(shape, dtype=torch.bool))
@@ -397,9 +404,8 @@ def test_dropout_acts_on_each_map(is_causal):
 # --- what the hosts do with a module ---
 
 
-@pytest.mark.usefixtures("path")
-def test_autocast_bfloat16():
-    module = _module().float()
+def test_autocast_bfloat16(build):
+    module = build().float()
     x = _input()[0].float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = module(x, is_causal=True)
@@ -423,9 +429,8 @@ def test_bfloat16_module():
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.usefixtures("path")
-def test_compiles_without_graph_breaks(masked):
-    module = _module().float()
+def test_compiles_without_graph_breaks(masked, build):
+    module = build().float()
     compiled = torch.compile(module, fullgraph=True, dynamic=False)
     x, weight = (t.float() for t in _input())
     arguments = (torch.rand(N, N) > 0.3, True) if masked else (None, False)
@@ -518,7 +523,7 @@ def test_imports_torch_only(tmp_path):
     code = f"""
 import sys, types
 package = types.ModuleType("diffclip_openclip")  # without what the package itself imports
-package.__path__ = [{str(Path(attention_v2.__file__).parents[1])!r}]
+package.__path__ = [{str(Path(paths.__file__).parents[1])!r}]
 sys.modules["diffclip_openclip"] = package
 from diffclip_openclip.attention.v2 import DifferentialAttentionV2
 DifferentialAttentionV2(9, 3)

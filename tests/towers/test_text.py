@@ -78,7 +78,7 @@ def test_attention_version_decides_the_class():
     for version, attention in ((1, DifferentialAttention), (2, DifferentialAttentionV2)):
         model = text_model(attention_version=version, attention_dropout=0.25)
         assert [type(layer.attn) for layer in model.layers] == [attention] * 3
-        assert {(layer.attn.num_heads, layer.attn.attn_drop_p) for layer in model.layers} == {(4, 0.25)}
+        assert {(layer.attn.num_heads, layer.attn.attn_drop.p) for layer in model.layers} == {(4, 0.25)}
 
 
 def test_version_2_takes_an_odd_number_of_heads():

@@ -307,10 +307,11 @@ def test_initialised_after_the_meta_device():
     assert 0 < model.blocks[0].attn.lambda_q1.abs().max() < 1
 
 
-def test_dtype_argument_leaves_lambda_in_float32():
-    model = _nano(dtype=torch.bfloat16)
+@pytest.mark.parametrize("tower", [NANO, NANO_V2])
+def test_dtype_argument_is_every_parameters(tower):
+    model = _nano(name=tower, dtype=torch.bfloat16)
     for name, p in model.named_parameters():
-        assert p.dtype == (torch.float32 if ".lambda_" in name else torch.bfloat16), name
+        assert p.dtype == torch.bfloat16, name
     assert model(_images(model).bfloat16()).dtype == torch.bfloat16
 
 
@@ -387,7 +388,7 @@ def test_drop_path_skips_a_block_in_training_only():
 @pytest.mark.parametrize("tower", [NANO, NANO_V2])
 def test_dropout_arguments_reach_the_attention(tower):
     model = _nano(name=tower, attn_drop_rate=0.25, proj_drop_rate=0.125)
-    assert {block.attn.attn_drop_p for block in model.blocks} == {0.25}
+    assert {block.attn.attn_drop.p for block in model.blocks} == {0.25}
     assert {block.attn.proj_drop.p for block in model.blocks} == {0.125}
 
 

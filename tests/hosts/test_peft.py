@@ -5,6 +5,8 @@ import peft
 import pytest
 import torch
 
+from diffclip_openclip.attention.paths import use_path
+
 NAMES = ["DiffCLIP-nano", "DiffCLIP-V2-nano"]
 LINEAR = r".*\.(attn\.(qkv|proj)|mlp\.(fc1|fc2|c_fc|c_proj))"
 ADAPTERS = {
@@ -54,8 +56,9 @@ def test_adapters_train_alone_and_merge(name, adapter):
     assert not torch.allclose(trained[0], before[0])
 
 
+@pytest.mark.parametrize("path", ["maps", "sdpa"])
 @pytest.mark.parametrize("name", NAMES)
-def test_gradients_are_those_of_finite_differences_with_an_adapters_dropout(name):
+def test_gradients_are_those_of_finite_differences_with_an_adapters_dropout(name, path):
     """Dropout in an adapter of ``proj`` is drawn once a step, whatever is computed again in the backward pass."""
     model, inputs = _model_and_inputs(name)
     config = peft.LoraConfig(target_modules=r".*\.attn\.proj", r=4, lora_dropout=0.5, init_lora_weights=False)
@@ -63,7 +66,8 @@ def test_gradients_are_those_of_finite_differences_with_an_adapters_dropout(name
 
     def loss():
         torch.manual_seed(1)
-        image, text, _ = adapted(*inputs)
+        with use_path(path):
+            image, text, _ = adapted(*inputs)
         return (image * text).sum()
 
     adapted.double()

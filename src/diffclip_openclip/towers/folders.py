@@ -1,7 +1,8 @@
-"""Folders with a text tower's config and no weights: which of them open_clip may build a new tower from.
+"""Folders with a text tower's config and no weights: which give a new tower, and for how long a context.
 
-open_clip gives its adapter for transformers nothing of a model config but ``hf_model_name``, the name of such a folder
-(open_clip@v3.3.0:src/open_clip/model.py, _build_text_tower). So a folder is also what tells the tower its context.
+open_clip builds every text tower of transformers from a place, ``hf_model_name``, and passes nothing else of the model
+config on to it (open_clip@v3.3.0:src/open_clip/model.py, _build_text_tower). So the place alone can tell a tower that
+it is to be trained from scratch, and that its context is longer than usual.
 """
 
 import copy
@@ -47,16 +48,17 @@ def check_named_to_open_clip(folder: Path) -> None:
         )
 
 
-class TextConfig(dict[str, Any]):
+class TextCfg(dict[str, Any]):
     """Hold a model's ``text_cfg`` whose ``context_length`` may be raised above the text tower's own.
 
     ``open_clip.create_model`` sets ``context_length`` to what ``--force-context-length`` asks for, and copies the model
     config before it builds the model. The copy names a folder whose config has as many positions.
     """
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "TextConfig":
-        new = TextConfig(copy.deepcopy(dict(self), memo))
-        new["hf_model_name"] = str(_with_context(Path(new["hf_model_name"]), new["context_length"]))
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TextCfg":
+        new = TextCfg(copy.deepcopy(dict(self), memo))
+        if new.get("hf_model_name") and new.get("context_length"):
+            new["hf_model_name"] = str(_with_context(Path(new["hf_model_name"]), new["context_length"]))
         return new
 
 

@@ -1,4 +1,4 @@
-"""The lowest versions that pyproject.toml admits, as pip constraints:  python tests/lowest.py pyproject.toml"""
+"""Print the lowest versions that pyproject.toml admits as pip constraints:  python tests/lowest.py pyproject.toml"""
 
 import re
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def lowest(pyproject: str) -> list[str]:
-    """``name==floor`` for each dependency, also of the extras, that has a floor; build-system is left out."""
+    """Return ``name==floor`` for each dependency that has a floor, also of the extras; build-system is left out."""
     body = pyproject[pyproject.index("[project]") : pyproject.index("[project.scripts]")]
     floors = re.findall(r'"([\w-]+)\s*>=\s*([\w.]+)', body)
     return [f"{name}=={floor}" for name, floor in dict(floors).items()]

@@ -199,7 +199,7 @@ def test_importing_open_clip_stays_light(tmp_path):
     code = (
         "import open_clip, sys\n"
         "assert 'diffclip_openclip.registration' in sys.modules\n"
-        "heavy = {'transformers.modeling_utils', 'diffclip_openclip.attention.cpu', 'diffclip_openclip.cli'}\n"
+        "heavy = {'transformers.modeling_utils', 'diffclip_openclip.attention.cpu', 'diffclip_cli.main'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     assert run_python(code, tmp_path).splitlines()[-1] == "[]"

@@ -1,10 +1,13 @@
-"""``open_clip_train``: open_clip's trainer as a command, with the arguments of ``python -m open_clip_train.main``."""
+"""Run open_clip's trainer as the command ``open_clip_train``.
+
+Importing this module's package registers the models, also where the start-up hook is switched off.
+"""
 
 import sys
 
 
 def main() -> None:
-    """Run open_clip's trainer.
+    """Run the trainer on the command line's arguments, which are those of ``python -m open_clip_train.main``.
 
     Raises:
         ImportError: a package that the trainer needs is not installed; names the extra that brings it.

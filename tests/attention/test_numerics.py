@@ -9,9 +9,9 @@ import pytest
 import torch
 from timm.layers import Attention
 
+from diffclip_cli.main import main
 from diffclip_openclip import DifferentialAttention, DifferentialAttentionV2
 from diffclip_openclip.attention import use_path
-from diffclip_openclip.cli import main
 
 B, N, C, H = 2, 17, 128, 2  # heads of 64, as in every CLIP
 LAMBDAS = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")

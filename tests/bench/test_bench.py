@@ -7,8 +7,8 @@ import pytest
 import torch
 from support.common import REPOSITORY, run_host, simulates_cuda
 
+from diffclip_cli.main import main
 from diffclip_openclip.bench import measure as bench
-from diffclip_openclip.cli import main
 
 NANO = ["bench", "--model", "CLIP-nano-baseline", "--model", "DiffCLIP-nano", "--rounds", "2"]
 

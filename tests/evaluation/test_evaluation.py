@@ -21,7 +21,7 @@ from support.common import EMOJI, plain_environment, read_tar, run_host, run_pyt
 from support.evaluation_data import build_suite
 from support.hub_stand_in import HubStandIn
 
-from diffclip_openclip.cli import main
+from diffclip_cli.main import main
 from diffclip_openclip.evaluation import mmvp, zeroshot
 from diffclip_openclip.evaluation.compute import Compute
 from diffclip_openclip.evaluation.features import backbone, extract, read_shard
@@ -809,7 +809,7 @@ def test_plan_keeps_a_models_jobs_together(suite, spec, directory):
 def test_packages_of_the_extra_are_named(tmp_path):
     code = (
         "import sys; sys.modules['webdataset'] = None\n"
-        "from diffclip_openclip.cli import main\n"
+        "from diffclip_cli.main import main\n"
         "main(['evaluate', '--model', 'a', '--data', 'b', '--output', 'c'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)

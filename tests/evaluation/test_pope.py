@@ -6,7 +6,7 @@ import pytest
 from support.common import REPOSITORY, run_python
 from support.markdown import blocks
 
-from diffclip_openclip.cli import main
+from diffclip_cli.main import main
 from diffclip_openclip.evaluation import pope
 
 

@@ -1,4 +1,4 @@
-"""The pages of docs/: their Python runs, their commands parse, their tables are true; and the quick-start notebook."""
+"""Check the pages of docs/: their Python runs, their commands parse, their tables are true, their links lead on."""
 
 import dataclasses
 import io
@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from support.common import EMOJI, REPOSITORY, read_tar, run_python
 from support.markdown import blocks, broken_links, check, commands, extras, languages, python_code
-from support.notebook import executed, pictures, printed
+from support.warm import run_warm
 
+from diffclip_cli.main import main
 from diffclip_openclip import model_names
-from diffclip_openclip.cli import main
 from diffclip_openclip.evaluation import results, suite
 from diffclip_openclip.extras import require
 from diffclip_openclip.report.paper import find_row, load_paper
@@ -28,7 +28,7 @@ MODEL = "DiffCLIP-nano"
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory) -> Path:
-    """What the pages' Python finds in its folder: a run, OUT, RESULTS, and a photo."""
+    """Make what the pages' Python finds in its folder: a run, OUT, RESULTS, and a photo."""
     folder = tmp_path_factory.mktemp("workspace")
     torch.manual_seed(0)
     checkpoint = {"epoch": 1, "name": "run", "state_dict": open_clip.create_model(MODEL).state_dict()}
@@ -54,14 +54,14 @@ def _copy(workspace: Path, place: Path) -> Path:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_page_is_checked_as_a_whole(page):
-    """No block is in a language that nothing here looks at; links lead somewhere."""
+    """No block is in a language that nothing here looks at, and links lead somewhere."""
     assert set(languages(page)) <= {"", "bash", "python"}
     assert broken_links(page) == []
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if python_code(page)], ids=lambda page: page.name)
 def test_python_runs(page, workspace, tmp_path):
-    run_python(python_code(page), _copy(workspace, tmp_path / "workspace"))
+    run_warm(python_code(page), _copy(workspace, tmp_path / "workspace"))
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")], ids=lambda page: page.name)
@@ -92,7 +92,7 @@ def test_index_names_every_page_and_notebook():
 
 
 def _rows(page: str) -> list[list[str]]:
-    """Cells of the lines of all of a page's tables, without code marks and thousands' commas."""
+    """Return the cells of all of a page's tables, line by line, without code marks and thousands' commas."""
     lines = (DOCS / page).read_text(encoding="utf-8").splitlines()
     return [
         [
@@ -187,51 +187,9 @@ def test_rows_of_the_paper():
 
 
 def test_drawing_has_its_own_ground_in_light_and_dark():
-    """Transparent, it would be unreadable where the page's colours and the system's differ."""
+    """A transparent drawing would be unreadable where the page's colours and the system's differ."""
     svg = (DOCS / "design.svg").read_text(encoding="utf-8")
     assert '<rect class="page" width="1000" height="600"' in svg
     light, dark = svg.split("@media (prefers-color-scheme: dark)")
     for styled in re.findall(r"^    \.?(page|band|host|ours|text|small|way|tip) ", light, re.M):
         assert re.search(rf"^      \.?{styled} ", dark, re.M), styled
-
-
-# the notebook
-
-NOTEBOOK = REPOSITORY / "examples" / "quickstart.ipynb"
-
-
-def _percentages(text: str) -> list[str]:
-    return re.findall(r"top-\d +([\d.]+)%", text)
-
-
-def test_notebook_comes_with_the_quick_starts_results():
-    content = NOTEBOOK.read_text(encoding="utf-8")
-    notebook = json.loads(content)
-    assert "the quick start's model\n" in printed(notebook)
-    assert pictures(notebook) == 2
-    assert not re.search(r'"stderr"|/(home|tmp|root|Users)/', content)
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    scores = dict(re.findall(r"^\| (unseen vendor, .+ \| top-\d) \|.+\| ([\d.]+) % \|$", readme, re.M))
-    wanted = [
-        "unseen vendor, 1,412 labels | top-1",
-        "unseen vendor, 1,412 labels | top-5",
-        "unseen vendor, 8 groups | top-1",
-    ]
-    assert _percentages(printed(notebook))[:3] == [scores[line] for line in wanted]
-
-
-def test_notebook_links_lead_somewhere():
-    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
-    text = "\n".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
-    links = re.findall(r"\]\((?!https?://)([^)]+)\)", text)
-    assert links
-    assert all((NOTEBOOK.parent / link).is_file() for link in links)
-
-
-@pytest.mark.slow
-def test_notebook_runs_in_a_fresh_clone(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    notebook = executed(NOTEBOOK, tmp_path)
-    assert "a model of a dozen steps:\nTrain Epoch: 0" in printed(notebook)
-    assert len(_percentages(printed(notebook))) == 4
-    assert pictures(notebook) == 2

@@ -1,4 +1,4 @@
-"""The package as users get it: a wheel or an editable install in a new environment, and the hosts' own commands."""
+"""Use the package as users get it: from a wheel or an editable install, with the hosts' own commands."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def _build(*arguments: str) -> None:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """Built from the sdist, so both are tested."""
+    """Build the wheel from the sdist, so that both are tested."""
     folder = tmp_path_factory.mktemp("dist")
     _build("--outdir", str(folder))
     return next(folder.glob("*.whl"))
@@ -48,13 +48,11 @@ def _contents(wheel: Path) -> set[str]:
 
 def test_wheel_has_everything_and_nothing_else(wheel, tmp_path):
     contents = _contents(wheel)
-    package = REPOSITORY / "src" / "diffclip_openclip"
-    modules = {str(path.relative_to(package)) for path in package.rglob("*.py")} | {"py.typed"}
-    modules |= {"explain/page.html", "report/page.html", "report/paper.json"}
-    configs = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "model_configs").rglob("*.json")}
-    assert contents == (
-        {f"diffclip_openclip/{name}" for name in modules | configs} | STARTUP_FILES | {"diffclip_openclip_autoload.py"}
-    )
+    source = REPOSITORY / "src"
+    modules = {str(path.relative_to(source)) for path in source.rglob("*.py")}
+    data = {"py.typed", "explain/page.html", "report/page.html", "report/paper.json"}
+    data |= {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "model_configs").rglob("*.json")}
+    assert contents == modules | {f"diffclip_openclip/{name}" for name in data} | STARTUP_FILES
     _build("--wheel", "--outdir", str(tmp_path))
     assert _contents(next(tmp_path.glob("*.whl"))) == contents
 
@@ -79,6 +77,16 @@ def test_models_are_known_without_an_import_of_ours(environment, tmp_path):
     assert version == __version__
     expected = environment.site_packages if "wheel" in str(environment.root) else REPOSITORY / "src"
     assert Path(file).is_relative_to(expected.resolve())
+
+
+def test_the_command_answers_without_the_hosts(environment, tmp_path):
+    """Only its own package is imported, so that it answers at once."""
+    command = [environment.python, "-X", "importtime", str(environment.bin / "diffclip"), "--version"]
+    done = subprocess.run(command, cwd=tmp_path, env=plain_environment(), capture_output=True, text=True, check=True)
+    assert done.stdout == f"{__version__}\n"
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "diffclip_cli.main" in imported
+    assert imported.isdisjoint({"diffclip_openclip", "open_clip", "timm", "torch", "transformers"})
 
 
 def model_config(name: str) -> dict:
@@ -115,7 +123,7 @@ def _epoch(checkpoint: Path) -> int:
 
 @pytest.fixture(scope="module")
 def checkpoint(environment, train_shard, tmp_path_factory) -> Path:
-    """Trained with the unchanged trainer, killed, resumed under torchrun with the console script."""
+    """Train with the unchanged trainer, kill it, and resume under torchrun with the console script."""
     folder = tmp_path_factory.mktemp("training")
     checkpoint = folder / "logs" / "run" / "checkpoints" / "epoch_latest.pt"
     _train_until_killed(environment, _train_arguments(train_shard, epochs=1000), folder, checkpoint)
@@ -152,5 +160,5 @@ def test_uninstall_leaves_nothing(source, wheel, tmp_path):
     assert {path.name for path in environment.site_packages.iterdir()} > before | STARTUP_FILES
     environment.pip("uninstall", "--yes", "diffclip-openclip")
     assert {path.name for path in environment.site_packages.iterdir() if path.name != "__pycache__"} == before
-    assert not (environment.bin / "open_clip_train").exists()
+    assert not any((environment.bin / name).exists() for name in ("diffclip", "open_clip_train"))
     assert run_python("print('starts')", tmp_path, environment.python) == "starts\n"

@@ -1,22 +1,23 @@
-"""The README's code blocks: Python runs, shell commands are accepted by the programs they call."""
+"""Check the README's code blocks: Python runs, and shell commands are accepted by the programs they call."""
 
 import argparse
 
 import open_clip
 import pytest
 from safetensors.torch import save_file
-from support.common import REPOSITORY, run_python
+from support.common import REPOSITORY
 from support.markdown import blocks, broken_links, check, commands, languages, python_code
+from support.warm import run_warm
 
+from diffclip_cli.main import build_parser, main
 from diffclip_openclip import to_reference
-from diffclip_openclip.cli import build_parser, main
 
 README = REPOSITORY / "README.md"
 
 
 @pytest.fixture(scope="module")
 def called(tmp_path_factory) -> list[list[str]]:
-    """The words of every command."""
+    """Return the words of every command."""
     return commands(README, tmp_path_factory.mktemp("shell"))
 
 
@@ -28,11 +29,11 @@ def test_python_blocks_run(tmp_path):
     out = str(tmp_path / "OUT")
     assert main(["convert", str(tmp_path / "weights.safetensors"), out]) == 0
     assert main(["convert", out, str(tmp_path / "tower.safetensors"), "--to", "timm"]) == 0
-    run_python(python_code(README), tmp_path)
+    run_warm(python_code(README), tmp_path)
 
 
 def test_commands_parse(called):
-    """Also behind torchrun, with the ``--`` that it needs; those of other programs than known ones fail."""
+    """Commands behind torchrun are checked with the ``--`` that it needs; those of unknown programs fail."""
     for words in called:
         check(words)
 

@@ -1,4 +1,4 @@
-"""What tests of all parts share: the embedded emoji, shards, and the hosts' commands run as a user would."""
+"""Read the embedded emoji, write shards, and run the hosts' commands as a user would, for tests of all parts."""
 
 import io
 import os
@@ -20,7 +20,7 @@ simulates_cuda = pytest.mark.skipif(
 
 
 def read_tar(path: Path, count: int) -> list[tuple[str, bytes]]:
-    """The first ``count`` files of a shard."""
+    """Return the first ``count`` files of a shard, each as name and content."""
     with tarfile.open(path) as tar:
         members = [member for member, _ in zip(tar, range(count), strict=False)]
         return [(member.name, tar.extractfile(member).read()) for member in members]
@@ -36,20 +36,20 @@ def write_tar(path: Path, files: list[tuple[str, bytes]]) -> None:
 
 
 def train_arguments(shard: Path) -> list[str]:
-    """open_clip's trainer on :func:`train_shard`: 4 steps an epoch, into logs/run of the working directory."""
+    """Return the trainer's arguments for the fixture ``train_shard``: 4 steps an epoch, into logs/run."""
     arguments = ["--model", "DiffCLIP-nano", "--dataset-type", "webdataset", "--train-data", str(shard)]
     arguments += ["--train-num-samples", "32", "--batch-size", "8", "--workers", "1", "--warmup", "1"]
     return [*arguments, "--name", "run", "--logs", "logs"]
 
 
 def plain_environment(**extra: str) -> dict[str, str]:
-    """The environment of a user's shell: nothing that puts the checkout on the path, no network."""
+    """Return the environment of a user's shell: nothing puts the checkout on the path, and there is no network."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "PYTEST", "COV"))}
     return environment | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | extra
 
 
 def run_host(command: list[str], cwd: Path, **extra: str) -> subprocess.CompletedProcess[str]:
-    """Run a command as a user would, from a folder outside the checkout; its output is the failure's message."""
+    """Run a command as a user would, outside the checkout; fail with its output unless it ends with 0."""
     done = subprocess.run(
         command, cwd=cwd, env=plain_environment(**extra), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -58,7 +58,7 @@ def run_host(command: list[str], cwd: Path, **extra: str) -> subprocess.Complete
 
 
 def script(name: str) -> str:
-    """A console script of the environment that the tests run in."""
+    """Return the path of a console script of the environment that the tests run in."""
     return str(Path(sys.executable).with_name(name))
 
 

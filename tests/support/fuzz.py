@@ -1,4 +1,4 @@
-"""Commands run in this process, in a folder of their own and without a network; and what they left where."""
+"""Run commands in this process, in a folder of their own and without a network, and see what they left where."""
 
 import argparse
 import contextlib
@@ -23,16 +23,16 @@ import torch
 from hypothesis import HealthCheck, Phase, settings
 from PIL import Image
 from support.common import write_tar
-from support.faults import encoded
+from support.images import encoded
 
-from diffclip_openclip.cli import build_parser, main
+from diffclip_cli.main import build_parser, main
 
 matplotlib.get_configdir(), matplotlib.get_cachedir()  # which it makes at their first use
 NAME, PLAIN = "DiffCLIP-nano", "CLIP-nano-baseline"
 
 
 def few(count: int) -> settings:
-    """``count`` examples, the same in every run."""
+    """Ask hypothesis for ``count`` examples, the same in every run."""
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
     return settings(
         max_examples=count,
@@ -46,7 +46,7 @@ def few(count: int) -> settings:
 
 
 class Outcome(NamedTuple):
-    """Exit status, standard output, and standard error of a command; ``changed`` are the paths that it touched."""
+    """Hold how a command ended, what it printed, and which paths it touched."""
 
     status: object
     out: str
@@ -54,7 +54,7 @@ class Outcome(NamedTuple):
     changed: set[Path]
 
     def refusal(self) -> str:
-        """The one line that the command ends with when it refuses."""
+        """Return the one line that the command ends with when it refuses, and fail where it did not."""
         assert self.status == 2, self
         assert "Traceback (most recent call last)" not in self.err
         if self.err.startswith("usage: "):  # argparse's own, which repeats line breaks that it was given
@@ -67,13 +67,13 @@ class Outcome(NamedTuple):
 
 
 def unreachable(*_: object, **__: object) -> None:
-    """What a socket answers on a machine without a network."""
+    """Answer as a socket does on a machine without a network."""
     raise OSError(errno.ENETUNREACH, "Network is unreachable")
 
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Work in ``folder``; temporary files and downloads beside it, where they are seen; the process as it was."""
+    """Work in ``folder``, with temporary files and downloads beside it, and leave the process as it was."""
     before, level, terminated = Path.cwd(), logging.getLogger().level, signal.getsignal(signal.SIGTERM)
     aside = folder.parent / "aside"
     aside.mkdir(exist_ok=True)
@@ -91,7 +91,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _state(folder: Path) -> dict[Path, tuple[int, ...]]:
-    """Everything in ``folder``; files are told apart by what changes when they are written or replaced."""
+    """Return everything in ``folder``, and of files what changes when they are written or replaced."""
     found = {}
     for path in folder.rglob("*"):
         status = path.lstat()
@@ -100,7 +100,7 @@ def _state(folder: Path) -> dict[Path, tuple[int, ...]]:
 
 
 def diffclip(words: list[str], folder: Path) -> Outcome:
-    """Run the command in ``folder``, which has a parent of its own; whatever but an exit is raised."""
+    """Run the command in ``folder``, which has a parent of its own; raise whatever is no exit."""
     # as a terminal's, where not every name can be written
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace"))
     before = _state(folder.parent)
@@ -125,7 +125,7 @@ def diffclip(words: list[str], folder: Path) -> Outcome:
 
 @contextlib.contextmanager
 def workplace(inputs: Path | None = None) -> Iterator[Path]:
-    """A folder deep enough that ``../..`` is not others' ground, with the inputs in ``in``, and ``out`` to write to."""
+    """Make a folder so deep that ``../..`` is not others' ground, with inputs in ``in`` and ``out`` to write to."""
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root, "a", "b", "c", "cwd")
         (folder / "out" / "folder").mkdir(parents=True)
@@ -136,7 +136,7 @@ def workplace(inputs: Path | None = None) -> Iterator[Path]:
 
 
 def outputs(words: list[str], folder: Path) -> list[Path]:
-    """The places that a command line says to write to; none where it cannot be parsed."""
+    """Return the places that a command line says to write to; none where it cannot be parsed."""
     with contextlib.redirect_stderr(io.StringIO()):
         try:
             arguments = vars(build_parser().parse_args(words))
@@ -150,7 +150,7 @@ def outputs(words: list[str], folder: Path) -> list[Path]:
 
 
 def leaves(parser: argparse.ArgumentParser, path: str = "") -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    """Every subcommand with its parser, as they are registered."""
+    """Yield every subcommand with its parser, as they are registered."""
     below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     for name, sub in (pair for action in below for pair in action.choices.items()):
         yield from leaves(sub, f"{path} {name}".strip())
@@ -159,7 +159,7 @@ def leaves(parser: argparse.ArgumentParser, path: str = "") -> Iterator[tuple[st
 
 
 def make_inputs(root: Path) -> None:
-    """What command lines name: all that good ones need, and some things that are not what they should be."""
+    """Make what command lines name: all that good ones need, and some things that are not what they should be."""
     for name in (NAME, PLAIN):
         torch.save(open_clip.create_model(name).state_dict(), root / f"{name}.pt")
     (root / "cut.pt").write_bytes((root / f"{NAME}.pt").read_bytes()[:100_000])

@@ -43,3 +43,10 @@ def dots(count: int) -> list[Image.Image]:
 
 def number(image: Image.Image) -> int:
     return int.from_bytes(image.tobytes()[:3], "big")
+
+
+def encoded(image: Image.Image, kind: str) -> bytes:
+    """Return an image file's content; ``kind`` is Pillow's name of the format."""
+    stream = io.BytesIO()
+    image.save(stream, kind)
+    return stream.getvalue()

@@ -1,4 +1,4 @@
-"""A fresh virtual environment with one build of the package, and the dependencies of the running one."""
+"""Make a fresh virtual environment with a build of the package, and the dependencies of the running one."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Environment:
-    """A virtual environment; only its own site-packages are processed for start-up files."""
+    """Hold a virtual environment, of which only its own site-packages are processed for start-up files."""
 
     root: Path
 
@@ -37,7 +37,7 @@ class Environment:
 
 
 def new_environment(root: Path) -> Environment:
-    """Create it; a path line makes the running environment's packages importable, without its start-up files."""
+    """Create an environment whose path has the running one's packages, without its start-up files."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(root)], check=True)
     environment = Environment(root)
     (environment.site_packages / "zz_dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")

@@ -1,4 +1,4 @@
-"""Code in Markdown pages: Python blocks, and shell commands as bash reads them, checked by the parsers they are for.
+"""Read code in Markdown pages, shell commands as bash reads them, and check it with the parsers that it is for.
 
 A Python block that needs what tests do not have stands behind a line ``<!-- needs data: what -->``.
 """
@@ -25,7 +25,7 @@ _RECORD = 'exec 3>"$1"; record() { printf "%s\\0" "$#" "$@" >&3; }; cd() { :; };
 
 
 class Block(NamedTuple):
-    """A fenced block; ``needs`` says what it cannot run without."""
+    """Hold a fenced block; ``needs`` says what it cannot run without."""
 
     language: str
     code: str
@@ -33,13 +33,13 @@ class Block(NamedTuple):
 
 
 def blocks(page: Path, language: str) -> list[Block]:
-    """The page's blocks of a language, "" for those of none."""
+    """Return the page's blocks of a language, "" for those of none."""
     found = _FENCE.finditer(page.read_text(encoding="utf-8"))
     return [Block(match["language"], match["code"], match["needs"]) for match in found if match["language"] == language]
 
 
 def languages(page: Path) -> list[str]:
-    """The language of each of the page's blocks; fails on a fence or a mark that belongs to no block."""
+    """Return the language of each of the page's blocks; fail on a fence or a mark that belongs to no block."""
     text = page.read_text(encoding="utf-8")
     matches = list(_FENCE.finditer(text))
     assert text.count("```") == 2 * len(matches), f"{page.name}: a fence is not closed, or indented"
@@ -49,12 +49,12 @@ def languages(page: Path) -> list[str]:
 
 
 def python_code(page: Path) -> str:
-    """All Python of the page that can run here, in order."""
+    """Return all Python of the page that can run here, in order."""
     return "\n".join(block.code for block in blocks(page, "python") if block.needs is None)
 
 
 def commands(page: Path, folder: Path) -> list[list[str]]:
-    """The commands of the page's bash blocks, each as its words, after all of bash's expansions.
+    """Return the commands of the page's bash blocks, each as its words, after all of bash's expansions.
 
     Bash runs the blocks, in ``folder``, but each of :data:`PROGRAMS` is a function that only records its words, and
     there are no others.
@@ -96,7 +96,7 @@ def check(words: list[str]) -> None:
 
 
 def _diffclip(arguments: list[str]) -> None:
-    from diffclip_openclip.cli import build_parser
+    from diffclip_cli.main import build_parser
 
     build_parser().parse_args(arguments)
 
@@ -137,14 +137,14 @@ def _python(arguments: list[str]) -> None:
 
 
 def extras() -> set[str]:
-    """The package's, as pyproject.toml has them: an editable install's metadata may be older."""
+    """Return the package's extras as pyproject.toml has them, since an editable install's metadata may be older."""
     text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
     section = text.partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
     return set(re.findall(r"^(\w+) = \[", section, re.M))
 
 
 def _pip(arguments: list[str]) -> None:
-    """Extras that are asked for exist."""
+    """Fail unless the extras that are asked for exist."""
     assert arguments[0] in ("install", "uninstall", "wheel")
     for word in arguments[1:]:
         if word.startswith(("diffclip-openclip", ".")):
@@ -158,7 +158,7 @@ def _make(arguments: list[str]) -> None:
 
 
 def _unchecked(arguments: list[str]) -> None:
-    """A program whose arguments are not looked at."""
+    """Accept any arguments of a program."""
 
 
 PROGRAMS: dict[str, Callable[[list[str]], None]] = {
@@ -173,7 +173,7 @@ PROGRAMS: dict[str, Callable[[list[str]], None]] = {
 
 
 def broken_links(page: Path) -> list[str]:
-    """Links of the page to files that are not there, or to headings that their page does not have."""
+    """Return the page's links to files that are not there, or to headings that their page does not have."""
     return [link for link in _LINK.findall(page.read_text(encoding="utf-8")) if not _leads_somewhere(page, link)]
 
 
@@ -184,6 +184,6 @@ def _leads_somewhere(page: Path, link: str) -> bool:
 
 
 def _anchors(page: Path) -> set[str]:
-    """GitHub's names of a page's headings."""
+    """Return GitHub's names of a page's headings."""
     text = _FENCE.sub("", page.read_text(encoding="utf-8"))
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.+)$", text, re.M)}

@@ -1,4 +1,4 @@
-"""Notebooks of examples/: run as a user does, and what their cells gave."""
+"""Run notebooks of examples/ as a user does, and read what their cells gave."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def pictures(notebook) -> int:
 
 
 def executed(path: Path, place: Path):
-    """The notebook after it ran in a folder of ``place`` with the emoji beside it; skips without the dev extra."""
+    """Run a notebook in a folder of ``place`` with the emoji beside it, and return it; skip without the dev extra."""
     nbformat = pytest.importorskip("nbformat", reason="the dev extra")
     nbclient = pytest.importorskip("nbclient", reason="the dev extra")
     pytest.importorskip("ipykernel", reason="the dev extra")

@@ -12,7 +12,7 @@ from support.common import run_host, run_python
 from support.hub_stand_in import HubStandIn
 from test_weights_convert import save_as_published
 
-from diffclip_openclip.cli import main
+from diffclip_cli.main import main
 from diffclip_openclip.explain.lambda_report import show_lambdas
 
 
@@ -35,7 +35,7 @@ def checkpoint(model, tmp_path_factory) -> Path:
 
 _RUN = """
 import contextlib, io, json, sys
-from diffclip_openclip.cli import main
+from diffclip_cli.main import main
 from diffclip_openclip.explain.lambda_report import show_lambdas
 results = []
 for arguments in json.loads(sys.argv[1]):

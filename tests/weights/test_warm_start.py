@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from support.common import run_host, script, train_arguments
 
-from diffclip_openclip.cli import main
+from diffclip_cli.main import main
 from diffclip_openclip.weights import warm_starting
 from diffclip_openclip.weights.architecture import recognize
 from diffclip_openclip.weights.directory import write_directory

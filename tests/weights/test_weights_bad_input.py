@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 from support.common import plain_environment, script
 
+from diffclip_cli.main import main
 from diffclip_openclip import to_reference
-from diffclip_openclip.cli import main
 from diffclip_openclip.weights import directory
 
 
@@ -244,7 +244,7 @@ def test_sigterm_leaves_nothing(bare, tmp_path):
     code = (
         "import os, signal, sys, time\n"
         "from diffclip_openclip.weights import directory\n"
-        "from diffclip_openclip.cli import main\n"
+        "from diffclip_cli.main import main\n"
         "directory._verified = lambda *_: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(60))\n"
         f"main(['convert', {str(bare)!r}, {str(tmp_path / 'OUT')!r}])\n"
     )

@@ -16,8 +16,8 @@ from support.common import REPOSITORY, run_host, run_python, script, train_argum
 from timm.models import VisionTransformer
 from transformers import AutoModel
 
+from diffclip_cli.main import main
 from diffclip_openclip import model_names, to_reference
-from diffclip_openclip.cli import main
 from diffclip_openclip.weights.architecture import packaged_architecture, recognize
 from diffclip_openclip.weights.directory import check_text_place
 

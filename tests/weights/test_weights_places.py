@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from test_weights_convert import save_as_published
 
+from diffclip_cli.main import main
 from diffclip_openclip import to_reference
-from diffclip_openclip.cli import main
 from diffclip_openclip.explain.attend import attend
 from diffclip_openclip.explain.lambda_report import show_lambdas
 from diffclip_openclip.files import Folder, check_place, staged

@@ -66,25 +66,29 @@ def choose_path(qkv_BNC3: torch.Tensor, num_heads: int, *, masked: bool, dropout
                 "torch.func, and torch's own RMSNorm without hooks; use another path for this call"
             )
         return _chosen
-    if device == "mps" and not _MPS_TAKES_WIDE_VALUES:
+    if device == "mps" and not MPS_TAKES_WIDE_VALUES:
         return "maps"
     if device != "cpu":
         return "sdpa"  # memory is what is short there
-    B, N, _ = qkv_BNC3.shape
-    if not blocks_can or fits_in_cache(B, num_heads, N):  # one block has nothing to gain
-        return "maps"
-    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+    if not blocks_can or torch.jit.is_tracing() or torch.compiler.is_exporting():
         return "maps"  # exported programs are to run where this package's operator is not
-    return "blocks"
+    B, N, _ = qkv_BNC3.shape
+    return "maps" if fits_in_cache(B, num_heads, N) else "blocks"  # one block has nothing to gain
 
 
 # values wider than queries get a wrong shape before (pytorch/pytorch#176767)
-_MPS_TAKES_WIDE_VALUES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)
+MPS_TAKES_WIDE_VALUES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)
 
 
 def fits_in_cache(batch_size: int, num_heads: int, num_tokens: int) -> bool:
-    """Tell whether all maps together, in float32, are one thread's share of the cache."""
-    return 4 * batch_size * num_heads * num_tokens * num_tokens <= CACHE_BYTES
+    """Tell whether all maps together, in float32, are one thread's share of the cache; of unknown sizes, that not."""
+    fits = 4 * batch_size * num_heads * num_tokens * num_tokens <= CACHE_BYTES
+    if not torch.compiler.is_compiling():
+        return fits
+    from torch.fx.experimental import symbolic_shapes  # half a second to import
+
+    # torch 2.7 has no way to ask about a size that depends on data
+    return getattr(symbolic_shapes, "guard_or_false", bool)(fits)
 
 
 def split_heads(qkv_BNC3: torch.Tensor, num_heads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -308,6 +312,10 @@ def _subtract_and_join(out1_BPNd: torch.Tensor, out2_BPNd: torch.Tensor, lambda_
 
 def normalise(heads_BNPe: torch.Tensor, weight_e: torch.Tensor, eps: float) -> torch.Tensor:
     """Compute the RMSNorm of each pair's heads and join them, (B, N, C)."""
+    if torch.jit.is_tracing():  # ONNX by tracing has no RMSNorm
+        wide_BNPe = heads_BNPe.to(torch.promote_types(heads_BNPe.dtype, torch.float32))
+        inverse_rms_BNP1 = (wide_BNPe.square().mean(dim=-1, keepdim=True) + eps).rsqrt()
+        return (wide_BNPe * inverse_rms_BNP1 * weight_e).to(heads_BNPe.dtype).flatten(2)
     # autocast would copy the heads to float32 for the norm, which sums in float32 anyway
     with without_autocast(heads_BNPe.device.type):
         return F.rms_norm(heads_BNPe, heads_BNPe.shape[-1:], weight_e.to(heads_BNPe.dtype), eps).flatten(2)

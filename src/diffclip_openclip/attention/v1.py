@@ -138,7 +138,7 @@ class DifferentialAttention(nn.Module):
             ValueError: an ``attn_mask`` of another shape or dtype.
         """
         qkv_BNC3 = self.qkv(x)
-        lambda_ = self.compute_lambda()
+        lambda_, norm = self.compute_lambda(), self.sub_norm
         dropout_p = self.attn_drop.p if self.training else 0.0
         if torch.jit.is_scripting():
             heads_BNPe = attend(qkv_BNC3, lambda_, self.num_heads, attn_mask, is_causal, dropout_p)
@@ -148,10 +148,10 @@ class DifferentialAttention(nn.Module):
                 q_BHNd, k_BHNd, v_BPNe = split_heads(qkv_BNC3, self.num_heads)
                 maps_BHNN = self.attn_drop(softmax_maps(q_BHNd, k_BHNd, attn_mask, is_causal))
                 joined_BNC = self._scaled_norm(apply_maps(maps_BHNN, lambda_, v_BPNe))
-            elif is_stock(self.sub_norm, nn.RMSNorm):
-                weight_e = self.sub_norm.weight * (1.0 - self.lambda_init)
+            elif is_stock(norm, nn.RMSNorm) and norm.weight is not None and norm.eps is not None:
+                weight_e = norm.weight * (1.0 - self.lambda_init)
                 joined_BNC = attend_and_normalise(
-                    qkv_BNC3, lambda_, weight_e, self.sub_norm.eps, self.num_heads, attn_mask, is_causal, dropout_p
+                    qkv_BNC3, lambda_, weight_e, norm.eps, self.num_heads, attn_mask, is_causal, dropout_p
                 )
             else:
                 joined_BNC = self._scaled_norm(

@@ -1,9 +1,9 @@
-"""data: torchvision, folder, karpathy, mmvp."""
+"""Define data with its forms torchvision, folder, karpathy and mmvp: data sets into the evaluation's layout."""
 
 import argparse
 from pathlib import Path
 
-from diffclip_openclip.commands.subcommand import AddCommand, Run, add_overwrite
+from diffclip_cli.arguments import AddCommand, Run, add_overwrite
 
 _DATA = """\
 examples:
@@ -22,7 +22,11 @@ def _torchvision(arguments: argparse.Namespace) -> list[str]:
     from diffclip_openclip.data import torchvision_sets
 
     return torchvision_sets.convert(
-        arguments.name, arguments.source, arguments.data, arguments.download, arguments.overwrite
+        arguments.name,
+        source=arguments.source,
+        root=arguments.data,
+        download=arguments.download,
+        overwrite=arguments.overwrite,
     )
 
 
@@ -30,7 +34,12 @@ def _folder(arguments: argparse.Namespace) -> list[str]:
     from diffclip_openclip.data import folders
 
     return folders.convert(
-        arguments.name, arguments.source, arguments.data, arguments.split, arguments.classnames, arguments.overwrite
+        arguments.name,
+        source=arguments.source,
+        root=arguments.data,
+        split=arguments.split,
+        classnames=arguments.classnames,
+        overwrite=arguments.overwrite,
     )
 
 
@@ -38,18 +47,23 @@ def _karpathy(arguments: argparse.Namespace) -> list[str]:
     from diffclip_openclip.data import karpathy
 
     return karpathy.convert(
-        arguments.name, arguments.annotations, arguments.images, arguments.data, arguments.split, arguments.overwrite
+        arguments.name,
+        annotations=arguments.annotations,
+        images=arguments.images,
+        root=arguments.data,
+        split=arguments.split,
+        overwrite=arguments.overwrite,
     )
 
 
 def _mmvp(arguments: argparse.Namespace) -> list[str]:
     from diffclip_openclip.data import mmvp
 
-    return mmvp.convert(arguments.source, arguments.data, arguments.overwrite)
+    return mmvp.convert(source=arguments.source, root=arguments.data, overwrite=arguments.overwrite)
 
 
 def add_commands(command: AddCommand) -> None:
-    """Data sets of other forms into the evaluation's layout."""
+    """Add data with its forms."""
     data = command("data", _torchvision, "Data sets of other forms into the evaluation's layout.", _DATA)
     forms = data.add_subparsers(required=True, metavar="FORM")
 
@@ -70,14 +84,14 @@ def add_commands(command: AddCommand) -> None:
         "name", metavar="NAME", help="imagenet1k, imagenetv2, imagenet-a, imagenet-r, imagenet_sketch, or your own"
     )
     sub.add_argument("--source", type=Path, required=True, metavar="DIR", help="the folder of the class folders")
-    sub.add_argument("--split", default="test")
+    sub.add_argument("--split", default="test", help="folder of NAME to write; default: test")
     sub.add_argument("--classnames", type=Path, metavar="FILE", help="a name a line, for the folders in order")
 
     sub = form("karpathy", _karpathy, "Images with captions, split by Karpathy's JSON.")
     sub.add_argument("name", metavar="NAME", help="flickr30k, flickr8k, mscoco_captions")
-    sub.add_argument("--annotations", type=Path, required=True, metavar="JSON")
-    sub.add_argument("--images", type=Path, required=True, metavar="DIR")
-    sub.add_argument("--split", default="test")
+    sub.add_argument("--annotations", type=Path, required=True, metavar="JSON", help="dataset_flickr30k.json, ...")
+    sub.add_argument("--images", type=Path, required=True, metavar="DIR", help="the folder that its names start from")
+    sub.add_argument("--split", default="test", help="of the JSON, and folder of NAME to write; default: test")
 
     sub = form("mmvp", _mmvp, "MMVP-VLM: Questions.csv and its images.")
     sub.add_argument("--source", type=Path, required=True, metavar="DIR", help="the folder of Questions.csv")

@@ -1,10 +1,10 @@
-"""Nothing that is read is run, and nothing is fetched that nobody asked for."""
+"""Give every command and host checkpoints, configs and shards that carry code: nothing of it is run."""
 
 import io
 import json
+import os
 import pickle
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +14,25 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from support.common import run_host, train_arguments, write_tar
-from support.faults import Payload, encoded
+from support.common import train_arguments, write_tar
+from support.images import encoded
 from transformers import AutoModel
 
-from diffclip_openclip.cli import main
+from diffclip_cli.main import main
 from diffclip_openclip.registration import config_dir
 from diffclip_openclip.weights.architecture import packaged_architecture
 
 NAME = "DiffCLIP-nano"
+
+
+class Payload:
+    """Make a folder when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
 
 
 # --- checkpoints ---
@@ -35,13 +45,13 @@ def state_dict() -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def mark(tmp_path) -> Path:
-    """Where the payload leaves its trace."""
+    """Return where the payload leaves its trace."""
     return tmp_path / "mark"
 
 
 @pytest.fixture
 def checkpoint(state_dict, mark, tmp_path) -> Path:
-    """Whole weights, as open_clip's trainer keeps them, and beside them what runs when it is unpickled."""
+    """Write whole weights as open_clip's trainer keeps them, and beside them what runs when it is unpickled."""
     path = tmp_path / "run" / "checkpoints" / "epoch_1.pt"
     path.parent.mkdir(parents=True)
     torch.save({"epoch": 1, "name": "run", "state_dict": state_dict, "optimizer": Payload(mark)}, path)
@@ -51,7 +61,7 @@ def checkpoint(state_dict, mark, tmp_path) -> Path:
 
 @pytest.fixture
 def directory(checkpoint, tmp_path) -> Path:
-    """A model directory whose weights are that checkpoint, under every name that is looked for."""
+    """Write a model directory whose weights are that checkpoint, under every name that is looked for."""
     folder = tmp_path / "DIR"
     shutil.copytree(config_dir() / "text" / NAME, folder)
     model_cfg = open_clip.get_model_config(NAME)
@@ -80,7 +90,7 @@ def image(tmp_path) -> Path:
 
 @pytest.fixture
 def data(tmp_path) -> Path:
-    """A data set that there is something to evaluate on."""
+    """Write a data set, so that there is something to evaluate on."""
     root = tmp_path / "data"
     write_tar(root / "mmvp" / "test" / "0.tar", [])
     (root / "mmvp" / "test" / "nshards.txt").write_text("1")
@@ -137,7 +147,7 @@ def _resume(checkpoint: Path) -> None:
 
 
 def _tower_alone(checkpoint: Path) -> None:
-    """open_clip logs what goes wrong with a tower's own weights, and goes on."""
+    """Load a tower's own weights, where open_clip logs what goes wrong and goes on."""
     open_clip.create_model(NAME, pretrained_image_path=str(checkpoint))
     raise ValueError("not loaded")
 
@@ -163,7 +173,7 @@ def test_a_pickle_under_the_name_of_safetensors(checkpoint, mark, tmp_path, caps
 
 
 def test_a_config_cannot_name_code_to_run(state_dict, mark, tmp_path):
-    """transformers' auto_map: code in a model's own folder, which is for those who trust it."""
+    """transformers' ``auto_map`` names code in a model's own folder, which is for those who trust it."""
     folder = tmp_path / "DIR"
     architecture = packaged_architecture(NAME)
     folder.mkdir()
@@ -194,7 +204,7 @@ def _pickled(mark: Path, ending: str) -> bytes:
 
 
 def _write_shard(path: Path, mark: Path, ending: str, count: int = 2, **fields: str) -> None:
-    """Good samples, numbered, each with a pickle beside its image and fields ({i}: its number)."""
+    """Write good samples, each with a pickle beside its image and its fields, in which {i} is its number."""
     files = []
     for i in range(count):
         files.append((f"s{i}.png", encoded(Image.new("RGB", (48, 48), (60 * i, 0, 0)), "PNG")))
@@ -236,7 +246,7 @@ def test_evaluation_does_not_unpickle_what_shards_hold(build, ending, state_dict
 
 @pytest.mark.xfail(strict=True, reason="open_clip's trainer lets webdataset decode all, so it unpickles .pyd files")
 def test_nor_does_the_trainer(mark, tmp_path):
-    """Which is the host: train on shards that you trust."""
+    """The trainer is the host's: train on shards that you trust."""
     from open_clip_train.data import get_wds_dataset
     from open_clip_train.params import parse_args
 
@@ -247,65 +257,3 @@ def test_nor_does_the_trainer(mark, tmp_path):
     _, preprocess, _ = open_clip.create_model_and_transforms(NAME, load_weights=False)
     next(iter(get_wds_dataset(args, preprocess, is_train=True, tokenizer=open_clip.get_tokenizer(NAME)).dataloader))
     assert not mark.exists()
-
-
-# --- network ---
-
-# Workers of data loaders, which are forked, keep the hook. Sockets of this machine's own kind are between processes;
-# urllib3 looks, when it is imported, whether it can bind to ::1.
-_GUARD = """
-import os, sys
-
-def guard(event, arguments):
-    if not event.startswith('socket.') or event in ('socket.__new__', 'socket.gethostname', 'socket.sethostname'):
-        return
-    if arguments and getattr(arguments[0], 'family', None) == 1:  # AF_UNIX
-        return
-    if event == 'socket.bind' and arguments[1][:1] == ('::1',):
-        return
-    frame, modules = sys._getframe(), []
-    while frame is not None:
-        modules.append(frame.f_globals.get('__name__', ''))
-        frame = frame.f_back
-    with open(LOG, 'a') as log:
-        print(event, *(name for name in ('huggingface_hub', 'urllib') if any(m.startswith(name) for m in modules)),
-              file=log)
-    raise OSError('there is no network here')
-
-LOG = os.path.abspath('network.log')
-sys.addaudithook(guard)
-"""
-_WORK = """
-import json
-import open_clip
-from open_clip_train.main import main as train
-from diffclip_openclip.cli import main
-
-model, _, _ = open_clip.create_model_and_transforms('DiffCLIP-nano')
-model.encode_text(open_clip.get_tokenizer('DiffCLIP-nano')(['a mug']))
-train(json.loads(sys.argv[1]))
-checkpoint = 'logs/run/checkpoints/epoch_1.pt'
-codes = [main(arguments) for arguments in (
-    ['evaluate', '--model', 'DiffCLIP-nano,' + checkpoint, '--data', 'data', '--output', 'RESULTS'],
-    ['convert', checkpoint, 'OUT'],
-    ['lambdas', 'logs/run', '--output', 'lambdas.png'],
-    ['report', 'RESULTS', '--output', 'REPORT'],
-)]
-print(json.dumps([codes, os.path.exists(LOG), main(['convert', 'hf://owner/repo', 'FETCHED'])]))
-"""
-
-
-def test_no_network_unless_it_is_asked_for(train_shard, eval_root, tmp_path):
-    """Nothing reaches out in a whole round of work; what is asked of the hub goes through its client, and is missed."""
-    shutil.copytree(eval_root / "retrieval", tmp_path / "data" / "flickr8k")
-    arguments = [*train_arguments(train_shard), "--train-num-samples", "16", "--epochs", "1", "--precision", "fp32"]
-    arguments += ["--lr", "1e-3", "--beta1", "0.9", "--beta2", "0.98", "--eps", "1e-8"]
-    command = [sys.executable, "-c", _GUARD + _WORK, json.dumps(arguments)]
-    said = run_host(command, tmp_path, HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path / "home")).stdout.splitlines()
-    assert json.loads(said[-1]) == [[0, 0, 0, 0], False, 2]
-    assert (tmp_path / "REPORT" / "index.html").is_file()
-    (error,) = (line for line in said if line.startswith("diffclip convert: error: "))
-    assert error.endswith("hf://owner/repo is not in the cache, and the hub cannot be reached")
-    asked = (tmp_path / "network.log").read_text().splitlines()
-    assert asked
-    assert all(line.split()[1:] == ["huggingface_hub"] for line in asked)

@@ -1,12 +1,11 @@
-"""convert, warm-start, push, export."""
+"""Define convert, warm-start, push and export: weights in and out."""
 
 import argparse
 from pathlib import Path
 
-from diffclip_openclip.commands.subcommand import AddCommand, add_overwrite
-from diffclip_openclip.weights.architecture import VARIANTS
+from diffclip_cli.arguments import MODEL, MODELS, SOURCE, SOURCES, AddCommand, add_overwrite, add_preprocess
 
-_CONVERT = """\
+_CONVERT = f"""\
 examples:
   diffclip convert hf://hammh0a/DiffCLIP_ViTB16_CC12M DiffCLIP-B-16   the authors' checkpoint, from the hub
   diffclip convert checkpoint_best.pt OUT --variant dynamic           DiffCLIP*, which weights do not tell
@@ -17,14 +16,14 @@ examples:
   diffclip convert OUT OUT                                            after OUT was moved: correct its one path
 
 OUT then loads by name: open_clip.create_model_and_transforms('local-dir:OUT').
-"""
-_WARM_START = """\
+{SOURCES}"""
+_WARM_START = f"""\
 examples:
-  diffclip warm-start ViT-B-16:laion2b_s34b_b88k OUT     a pretrained tag of open_clip
-  diffclip warm-start ViT-B-32-quickgelu:openai OUT
-  diffclip warm-start ViT-B-32:path/to/epoch_30.pt OUT   a file
+  diffclip warm-start ViT-B-16,laion2b_s34b_b88k OUT
+  diffclip warm-start ViT-B-32-quickgelu,openai OUT
+  diffclip warm-start ViT-B-32,path/to/epoch_30.pt OUT
   open_clip_train --model local-dir:OUT ...              then train on
-"""
+{MODELS}"""
 _PUSH = """\
 example:
   diffclip push OUT owner/repo    then anywhere: open_clip.create_model_and_transforms('hf-hub:owner/repo')
@@ -41,62 +40,60 @@ def _convert(arguments: argparse.Namespace) -> list[str]:
     from diffclip_openclip.weights import convert
 
     return convert(
-        arguments.src, arguments.out, arguments.to, arguments.variant, arguments.preprocess, arguments.overwrite
+        arguments.src,
+        arguments.out,
+        to=arguments.to,
+        variant=arguments.variant,
+        preprocess=arguments.preprocess,
+        overwrite=arguments.overwrite,
     )
 
 
 def _warm_start(arguments: argparse.Namespace) -> list[str]:
     from diffclip_openclip.weights import warm_start
 
-    return warm_start(arguments.src, arguments.out, arguments.preprocess, arguments.overwrite)
+    return warm_start(arguments.model, arguments.out, preprocess=arguments.preprocess, overwrite=arguments.overwrite)
 
 
 def _push(arguments: argparse.Namespace) -> list[str]:
     from diffclip_openclip.weights import push
 
-    address = push(arguments.out, arguments.repo, arguments.private)
+    address = push(arguments.out, arguments.repo, private=arguments.private)
     return [address, f"load it anywhere with open_clip.create_model_and_transforms('hf-hub:{arguments.repo}')"]
 
 
 def _export(arguments: argparse.Namespace) -> list[str]:
     from diffclip_openclip.weights.onnx import export_onnx
 
-    return export_onnx(arguments.out, arguments.out / "onnx", arguments.overwrite)
+    return export_onnx(arguments.out, arguments.out / "onnx", overwrite=arguments.overwrite)
 
 
 def add_commands(command: AddCommand) -> None:
-    """Weights in and out."""
+    """Add convert, warm-start, push and export."""
     sub = command("convert", _convert, "Weights of any layout into a directory for open_clip, or back.", _CONVERT)
-    sub.add_argument(
-        "src", metavar="SRC", help="checkpoint file, directory made by this command, hf://owner/repo[@revision][/file]"
-    )
+    sub.add_argument("src", metavar=SOURCE, help="weights to convert")
     sub.add_argument("out", metavar="OUT", type=Path, help="directory (or file, with --to) to write")
     sub.add_argument("--to", choices=("open_clip", "reference", "timm"), default="open_clip", help="layout of OUT")
-    sub.add_argument("--variant", choices=VARIANTS, help="what weights do not tell: lambda_init, or V2's activation")
-    _add_preprocess(sub)
+    sub.add_argument(
+        "--variant",
+        choices=("static", "dynamic", "gelu", "quickgelu"),
+        help="what weights do not tell: lambda_init, or V2's activation",
+    )
+    add_preprocess(sub)
     add_overwrite(sub)
 
     sub = command("warm-start", _warm_start, "A trained CLIP as a DiffCLIP (V2) with the same outputs.", _WARM_START)
-    sub.add_argument("src", metavar="SRC", help="NAME:TAG or NAME:FILE, NAME and TAG being open_clip's")
+    sub.add_argument("model", metavar=MODEL, help="the trained CLIP")
     sub.add_argument("out", metavar="OUT", type=Path, help="directory to write")
-    _add_preprocess(sub)
+    add_preprocess(sub)
     add_overwrite(sub)
 
     sub = command("push", _push, "Upload a converted directory to the hub.", _PUSH)
     sub.add_argument("out", metavar="OUT", type=Path, help="directory made by convert or warm-start")
-    sub.add_argument("repo", metavar="owner/repo")
+    sub.add_argument("repo", metavar="owner/repo", help="repository, made if it is not there")
     sub.add_argument("--private", action="store_true", help="make a new repository private")
 
     sub = command("export", _export, "Both towers of a converted directory in another runtime's format.", _EXPORT)
     sub.add_argument("out", metavar="OUT", type=Path, help="directory made by convert or warm-start")
-    sub.add_argument("--format", choices=("onnx",), required=True)
+    sub.add_argument("--format", choices=("onnx",), required=True, help="of the files in OUT")
     add_overwrite(sub)
-
-
-def _add_preprocess(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--preprocess",
-        choices=("slip", "openai"),
-        help="how images were preprocessed, where SRC does not say: slip (ImageNet mean and std, bilinear) or openai "
-        "(OpenAI mean and std, bicubic)",
-    )

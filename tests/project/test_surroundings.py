@@ -1,4 +1,4 @@
-"""Hostile surroundings: many processes at once, and a home, caches and a temporary folder that cannot be written to."""
+"""Register and convert in hostile surroundings: many processes at once, and no place that can be written to."""
 
 import json
 import sys
@@ -9,9 +9,8 @@ import pytest
 import torch
 from support.common import run_host
 from support.hub_stand_in import HubStandIn
-from test_weights_convert import save_as_published
 
-from diffclip_openclip import model_names
+from diffclip_openclip import model_names, to_reference
 
 PROCESSES = 8
 
@@ -79,7 +78,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory) -> Path:
-    """The temporary folder of all processes."""
+    """Make the temporary folder of all processes."""
     return tmp_path_factory.mktemp("scratch")
 
 
@@ -101,7 +100,7 @@ def test_many_processes_register_at_once(forked, scratch):
 
 @pytest.mark.parametrize("kind", ["missing", "file"])
 def test_an_unusable_temporary_folder_is_not_insisted_on(kind, forked):
-    """Python goes on to /tmp and the like."""
+    """Python takes another one instead, /tmp and the like."""
     code, said = forked[kind]
     assert (code, sorted(said.split())) == (0, model_names())
 
@@ -126,18 +125,19 @@ model, _, preprocess = open_clip.create_model_and_transforms('DiffCLIP-nano')
 tokens = open_clip.get_tokenizer('DiffCLIP-nano')(['a mug'])
 image_features, text_features, _ = model(torch.zeros(1, 3, 48, 48), tokens)
 image_features.sum().backward()
-from diffclip_openclip.cli import main
+from diffclip_cli.main import main
 codes = [main(['convert', source, out]) for source, out in (sys.argv[1:3], ('hf://owner/nano', 'FETCHED'))]
 print(json.dumps([open_clip.list_models().count('DiffCLIP-nano'), list(text_features.shape), codes]))
 """
 
 
 def test_without_a_home_and_caches_all_but_downloads_work(tmp_path):
-    """A file in the place of each folder, which not even root can write into."""
+    """A file is in the place of each folder, since not even root can write into a file's folder."""
     nowhere = tmp_path / "file" / "folder"
     nowhere.parent.touch()
     torch.manual_seed(0)
-    published = save_as_published(open_clip.create_model("DiffCLIP-nano").eval(), tmp_path / "checkpoint_best.pt")
+    published = tmp_path / "checkpoint_best.pt"
+    torch.save({"state_dict": to_reference(open_clip.create_model("DiffCLIP-nano").state_dict())}, published)
     with HubStandIn(tmp_path / "hub") as hub:
         hub.add_repo("owner/nano", {"checkpoint_best.pt": published})
         environment = hub.environment(nowhere) | dict.fromkeys(["HOME", *_CACHES], str(nowhere))

@@ -1,4 +1,4 @@
-"""Random command lines: they work, or end in a line that says what is wrong; never in a crash from inside."""
+"""Run random command lines: each works, or ends in a line that says what is wrong, never in a crash from inside."""
 
 import os
 import re
@@ -10,12 +10,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from support.fuzz import NAME, PLAIN, diffclip, few, leaves, make_inputs, outputs, workplace
 
-from diffclip_openclip.cli import build_parser
+from diffclip_cli.main import build_parser
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
-    """With results of an evaluation in them."""
+    """Make inputs for every command, results of an evaluation among them."""
     root = tmp_path_factory.mktemp("inputs") / "in"
     root.mkdir()
     make_inputs(root)
@@ -55,13 +55,13 @@ PARSERS = dict(leaves(build_parser()))
 
 
 def _values(option: Any) -> st.SearchStrategy[str]:
-    """Mostly of the option's own kind."""
+    """Draw values of an option, mostly of its own kind."""
     own = [*option.choices] if option.choices else NUMBERS if option.type is int else WORDS
     return st.sampled_from(own) | st.sampled_from(own) | st.sampled_from(WORDS)
 
 
 def _split(words: list[str]) -> list[list[str]]:
-    """Positional arguments and options with their values, one by one."""
+    """Split a line into positional arguments, and options with their values."""
     parts: list[list[str]] = []
     for word in words:
         if parts and len(parts[-1]) == 1 and parts[-1][0].startswith("-") and not word.startswith("-"):
@@ -73,7 +73,7 @@ def _split(words: list[str]) -> list[list[str]]:
 
 @st.composite
 def command_lines(draw: Any, name: str) -> list[str]:
-    """The good line with values replaced and options added, and sometimes parts of it dropped, doubled or moved."""
+    """Draw the good line with values replaced, options added, and sometimes parts dropped, doubled or moved."""
     path = name.removesuffix(" !")
     known = PARSERS[path]._option_string_actions
     parts = _split(GOOD[name].split())
@@ -98,7 +98,7 @@ def command_lines(draw: Any, name: str) -> list[str]:
 
 
 def _check(words: list[str], folder: Path) -> None:
-    """It works and writes where it was told to, or refuses in one line and leaves everything as it was."""
+    """Fail unless the command works and writes where it was told to, or refuses in one line and changes nothing."""
     places = outputs(words, folder)
     ended = diffclip(words, folder)
     if ended.status != 0:
@@ -113,7 +113,7 @@ def _check(words: list[str], folder: Path) -> None:
 
 
 def _names_something(refusal: str, words: list[str]) -> bool:
-    """Whether what is refused is named: a word that was given (blank ones are in all), or an option that is lacking."""
+    """Return whether a refusal names a word that was given (blank ones are in all), or an option that is lacking."""
     message = refusal.partition(": error: ")[2]
     forms = {form for word in words[1:] for form in (word, repr(word)[1:-1], str(Path(word)), *Path(word).parts)}
     readable = {" ".join(form.encode("utf-8", "backslashreplace").decode().split()) for form in forms}
@@ -176,7 +176,7 @@ REFUSED = [
 
 @pytest.mark.parametrize("line", REFUSED, ids=range(len(REFUSED)))
 def test_lines_that_are_refused(line, inputs):
-    """Before anything is written, in contrast to an evaluation that fails."""
+    """They are refused before anything is written, in contrast to an evaluation that fails."""
     with workplace(inputs) as folder:
         _check(line.split(), folder)
         ended = diffclip(line.split(), folder)
@@ -185,7 +185,7 @@ def test_lines_that_are_refused(line, inputs):
 
 
 def test_names_that_are_no_text(inputs):
-    """They are folders' names all the same."""
+    """Such a name can be a folder's all the same."""
     with workplace(inputs) as folder:
         ended = diffclip(f"data folder \udcff {GOOD['data folder'].partition(' ')[2]}".split(), folder)
         assert ended.status == 0

@@ -1,26 +1,36 @@
-"""evaluate, pope."""
+"""Define evaluate, pope and report: what models score, and the paper's tables and figures of it."""
 
 import argparse
 from pathlib import Path
 
-from diffclip_openclip.commands.subcommand import AddCommand
-from diffclip_openclip.evaluation.suite import TASKS
+from diffclip_cli.arguments import MODELS, AddCommand, add_models, add_overwrite
 
-_EVALUATE = """\
+_TASKS = ("zeroshot_classification", "zeroshot_retrieval", "linear_probe", "few_shot", "mmvp")
+_EVALUATE = f"""\
 examples:
   diffclip evaluate --model DiffCLIP-B-16,logs/run/checkpoints/epoch_40.pt --data DATA --output RESULTS
   diffclip evaluate --model local-dir:OUT --model ViT-B-16,openai --data DATA --output RESULTS --dry-run
   diffclip evaluate --model local-dir:OUT --data DATA --output RESULTS \\
-      --data 'https://huggingface.co/datasets/clip-benchmark/wds_{dataset}/tree/main'
+      --data 'https://huggingface.co/datasets/clip-benchmark/wds_{{dataset}}/tree/main'
   diffclip evaluate --model local-dir:OUT --data DATA --dataset my-images --output RESULTS
   torchrun --nproc-per-node 8 --no-python -- diffclip evaluate --model local-dir:OUT --data DATA --output RESULTS
 
 DATA has a folder for each data set, made by `diffclip data` (docs/data.md). What is done already is not done again.
 `diffclip report RESULTS --output DIR` draws the paper's tables and figures.
-"""
+{MODELS}"""
 _POPE = """\
 example:
   diffclip pope coco_pope_random.json answers.jsonl --category random --label TinyLLaVA-DiffCLIP --output RESULTS
+"""
+_REPORT = """\
+examples:
+  diffclip report RESULTS --output REPORT
+  diffclip report RESULTS --output REPORT --match 'DiffCLIP-B-16 my-run epoch_40=CC12M/DiffCLIP'
+  diffclip report --paper-only --output PAPER
+
+REPORT/index.html shows all of it offline; tables are in REPORT/tables as Markdown and CSV, figures in REPORT/figures
+as PNG and SVG. LABEL is a model's name in the tables. ROW is one of the paper's: CC3M/CLIP, CC3M/DiffCLIP, CC12M/CLIP,
+CC12M/DiffCLIP, -dynamic, -vision.
 """
 
 
@@ -36,16 +46,22 @@ def _evaluate(arguments: argparse.Namespace) -> list[str]:
     from diffclip_openclip.evaluation.plan import dry_run, missing_lines, plan
 
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    compute = Compute(device, arguments.precision, arguments.batch_size, arguments.workers, arguments.seed)
-    jobs, missing = plan(arguments.model, arguments.data, arguments.dataset, arguments.task)
+    compute = Compute(
+        device=device,
+        precision=arguments.precision,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        seed=arguments.seed,
+    )
+    jobs, missing = plan(arguments.model, arguments.data, names=arguments.dataset, tasks=arguments.task)
     if arguments.dry_run:
-        return dry_run(jobs, missing, arguments.output, compute)
+        return dry_run(jobs, missing, results=arguments.output, compute=compute)
     if not jobs:
         chosen = (
             "the data sets and tasks that are named" if arguments.dataset or arguments.task else "the paper's data sets"
         )
         raise FileNotFoundError(f"{', '.join(arguments.data)} has none of {chosen}; see docs/data.md")
-    failures = runner.evaluate(jobs, arguments.output, compute, tqdm.write)
+    failures = runner.evaluate(jobs, arguments.output, compute=compute, log=tqdm.write)
     if failures:
         raise ValueError(f"{len(failures)} of {len(jobs)} failed, the others are in {arguments.output}: {failures[0]}")
     return missing_lines(missing)
@@ -55,19 +71,33 @@ def _pope(arguments: argparse.Namespace) -> list[str]:
     from diffclip_openclip.evaluation import pope
     from diffclip_openclip.evaluation.results import headline
 
-    return [
-        headline(
-            pope.save(arguments.questions, arguments.answers, arguments.category, arguments.label, arguments.output)
-        )
-    ]
+    written = pope.save(
+        questions=arguments.questions,
+        answers=arguments.answers,
+        category=arguments.category,
+        label=arguments.label,
+        results=arguments.output,
+    )
+    return [headline(written)]
+
+
+def _report(arguments: argparse.Namespace) -> list[str]:
+    from diffclip_openclip.report.command import report
+
+    return report(
+        arguments.results,
+        arguments.output,
+        paper_only=arguments.paper_only,
+        match=arguments.match,
+        baseline=arguments.baseline,
+        overwrite=arguments.overwrite,
+    )
 
 
 def add_commands(command: AddCommand) -> None:
-    """The paper's evaluation."""
+    """Add evaluate, pope and report."""
     sub = command("evaluate", _evaluate, "The paper's evaluation: every task whose data are there.", _EVALUATE)
-    sub.add_argument(
-        "--model", action="append", required=True, metavar="NAME[,PRETRAINED]", help="open_clip's, repeatable"
-    )
+    add_models(sub, "what is evaluated; repeatable")
     sub.add_argument(
         "--data",
         action="append",
@@ -82,18 +112,36 @@ def add_commands(command: AddCommand) -> None:
         metavar="NAME",
         help="a folder of ROOT, the paper's or your own; repeatable; default: all of the paper's",
     )
-    sub.add_argument("--task", action="append", default=[], choices=TASKS, help="repeatable; default: all")
+    sub.add_argument("--task", action="append", default=[], choices=_TASKS, help="repeatable; default: all")
     sub.add_argument("--output", type=Path, required=True, metavar="RESULTS", help="folder of the results")
     sub.add_argument("--dry-run", action="store_true", help="say what would run, what is there and what is missing")
     sub.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: cuda if there is one, else cpu")
     sub.add_argument("--precision", choices=("fp32", "amp", "amp_bf16"), default="fp32", help="as in open_clip")
-    sub.add_argument("--batch-size", type=int, default=64)
-    sub.add_argument("--workers", type=int, default=2, help="processes that decode images")
-    sub.add_argument("--seed", type=int, default=0, help="of few-shot episodes and held-out samples")
+    sub.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at once; default: 64")
+    sub.add_argument("--workers", type=int, default=2, metavar="N", help="processes that decode images; default: 2")
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of few-shot episodes and held-out samples")
 
     sub = command("pope", _pope, "Score a language model's answers to POPE's questions (paper, Table 3).", _POPE)
     sub.add_argument("questions", type=Path, metavar="QUESTIONS", help="POPE's file: coco_pope_random.json, ...")
     sub.add_argument("answers", type=Path, metavar="ANSWERS", help="JSON lines with question_id and text")
-    sub.add_argument("--category", choices=("random", "popular", "adversarial"), required=True)
+    sub.add_argument("--category", choices=("random", "popular", "adversarial"), required=True, help="of the questions")
     sub.add_argument("--label", required=True, help="the model's name in tables")
     sub.add_argument("--output", type=Path, required=True, metavar="RESULTS", help="folder of the results")
+
+    sub = command("report", _report, "The paper's tables and figures from results, beside its own numbers.", _REPORT)
+    sub.add_argument("results", nargs="?", type=Path, metavar="RESULTS", help="folder that `diffclip evaluate` wrote")
+    sub.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write")
+    sub.add_argument("--paper-only", action="store_true", help="the paper's own numbers, without results")
+    sub.add_argument(
+        "--match",
+        action="append",
+        default=[],
+        metavar="LABEL=ROW",
+        help="hold a model against a row of the paper, as in 'my run=CC12M/DiffCLIP'; repeatable",
+    )
+    sub.add_argument(
+        "--baseline",
+        metavar="LABEL",
+        help="what all other models are compared with; default: the CLIP-...-baseline of the same size",
+    )
+    add_overwrite(sub)

@@ -1,0 +1,109 @@
+"""Check how a command ends: its status, its one line of error, and standard output that cannot be written to."""
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.common import plain_environment
+
+# diffclip with other work in the place of a report's
+_WITH_WORK = """
+import os, signal, sys, time
+from diffclip_cli import evaluation, main
+
+def work(arguments):
+    {work}
+
+evaluation._report = work
+sys.exit(main.main(sys.argv[1:]))
+"""
+REPORT = ["report", "--paper-only", "--output", "REPORT"]
+LINES = "return ['line'] * {}"
+
+
+def _ended(work: str, folder: Path, *words: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
+    """Run ``diffclip report`` with ``work`` as its body, or the command line ``words``."""
+    command = [sys.executable, "-c", _WITH_WORK.format(work=work), *(words or REPORT)]
+    return subprocess.run(
+        command, cwd=folder, env=plain_environment(), stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize(
+    ("work", "status", "message"),
+    [
+        ("return ['done']", 0, ""),
+        ("raise ValueError('no\\n  good')", 2, "diffclip report: error: no good\n"),
+        ("raise FileNotFoundError(2, 'not there', 'file')", 2, "diffclip report: error: [Errno 2] not there: 'file'\n"),
+        ("import no_such_package", 2, "diffclip report: error: No module named 'no_such_package'\n"),
+        ("raise OSError()", 2, "diffclip report: error: OSError\n"),
+        ("raise ValueError('x' * 601)", 2, f"diffclip report: error: {'x' * 600} ... (--debug shows all)\n"),
+        ("raise BrokenPipeError(32, 'upload broke off')", 2, "diffclip report: error: [Errno 32] upload broke off\n"),
+        ("raise KeyboardInterrupt", 130, "diffclip report: interrupted\n"),
+        ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)", 128 + signal.SIGTERM, ""),
+    ],
+)
+def test_status_and_message(work, status, message, tmp_path):
+    ended = _ended(work, tmp_path)
+    assert (ended.returncode, ended.stderr) == (status, message)
+    assert ended.stdout == ("done\n" if status == 0 else "")
+
+
+def test_debug_shows_where_an_error_is_from(tmp_path):
+    ended = _ended("raise ValueError('no good')", tmp_path, *REPORT, "--debug")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("Traceback (most recent call last)")
+    assert ended.stderr.endswith("ValueError: no good\n")
+
+
+@pytest.fixture
+def unread() -> Iterator[int]:
+    """Give a pipe that nobody reads any longer, as behind ``diffclip ... | true``."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    yield writer
+    os.close(writer)
+
+
+@pytest.mark.parametrize("count", [1, 100_000], ids=["a line", "more than buffers hold"])
+def test_nobody_need_read_about_what_is_done(count, unread, tmp_path):
+    ended = _ended(LINES.format(count), tmp_path, stdout=unread)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["evaluate", "--help"]], ids=" ".join)
+def test_nobody_need_read_an_answer(words, unread, tmp_path):
+    ended = _ended("pass", tmp_path, *words, stdout=unread)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_an_error_has_its_status_whoever_reads(unread, tmp_path):
+    ended = _ended("raise ValueError('no good')", tmp_path, stdout=unread)
+    assert (ended.returncode, ended.stderr) == (2, "diffclip report: error: no good\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_an_error(tmp_path):
+    with open("/dev/full", "wb") as full:
+        ended = _ended(LINES.format(1), tmp_path, stdout=full.fileno())
+    assert ended.returncode == 2
+    assert ended.stderr == "diffclip report: error: [Errno 28] No space left on device\n"
+
+
+def test_standard_output_may_be_closed(tmp_path):
+    command = ["bash", "-c", 'exec "$@" >&-', "bash", sys.executable, "-c", _WITH_WORK.format(work="return ['done']")]
+    ended = subprocess.run([*command, *REPORT], cwd=tmp_path, env=plain_environment(), capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_the_package_runs_as_a_module(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["diffclip_openclip", "evaluate", "--bad"])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_module("diffclip_openclip", run_name="__main__")
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("diffclip evaluate: error: the following arguments are required")

@@ -5,11 +5,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 
 class DiffclipTextPooler(nn.Module):
-    """Gives ``pooler_output``, the state at each end-of-text token, (B, C).
+    """Return ``pooler_output``, the state at each end-of-text token, (B, C).
 
-    So does open_clip's ``ClsPooler``, behind which the adapter copies all other tokens by a mask, though: work for
-    nothing, a wait for the device, and a break in torch.compile's graph (open_clip@v3.3.0:src/open_clip/hf_model.py,
-    HFTextEncoder.forward).
+    open_clip's ``ClsPooler`` returns it too. Behind that one, though, the adapter copies all other tokens by a mask:
+    work for nothing, a wait for the device, and a break in torch.compile's graph
+    (open_clip@v3.3.0:src/open_clip/hf_model.py, HFTextEncoder.forward).
     """
 
     def forward(self, output: BaseModelOutputWithPooling, attention_mask: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""register(): make the DiffCLIP models known to open_clip; the only module that changes its registries.
+"""Make the DiffCLIP models known to open_clip; no other module changes its registries.
 
 Model definitions are the JSONs of ``model_configs/``. A DiffCLIP JSON names its text tower by a path relative to that
-folder; open_clip hands that name to ``transformers.AutoConfig``, which takes directories only if it finds them from the
-working directory, so open_clip is given copies with absolute paths.
+folder. open_clip hands the name to ``transformers.AutoConfig``, which finds directories from the working directory
+alone, so open_clip is given copies with absolute paths.
 """
 
 import json
@@ -34,7 +34,7 @@ _lock = threading.Lock()
 
 
 def config_dir() -> Path:
-    """The folder with open_clip's model JSONs: package data, or the checkout's in an editable install.
+    """Return the folder with open_clip's model JSONs: package data, or the checkout's in an editable install.
 
     Raises:
         FileNotFoundError: neither exists.
@@ -51,12 +51,12 @@ def config_dir() -> Path:
 
 
 def model_names() -> list[str]:
-    """Names under which :func:`register` makes models known to open_clip."""
+    """Return the names under which :func:`register` makes models known to open_clip."""
     return sorted(path.stem for path in config_dir().glob("*.json"))
 
 
 def _resolved_config(path: Path) -> dict[str, Any]:
-    """A model JSON as open_clip is to see it: the text tower's folder as an absolute path."""
+    """Read a model JSON as open_clip is to see it: the text tower's folder as an absolute path."""
     config = json.loads(path.read_text(encoding="utf-8"))
     if "hf_model_name" in config["text_cfg"]:
         config["text_cfg"]["hf_model_name"] = str(path.parent / config["text_cfg"]["hf_model_name"])
@@ -73,7 +73,7 @@ def _register_text_arch() -> None:
 
 
 def _missing_configs(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Those of ``configs`` that open_clip does not know yet."""
+    """Return those of ``configs`` that open_clip does not know yet."""
     missing = {name: config for name, config in configs.items() if name not in open_clip.list_models()}
     clashes = [name for name in configs.keys() - missing.keys() if open_clip.get_model_config(name) != configs[name]]
     if clashes:

@@ -86,7 +86,8 @@ def tiny_model(tmp_path: Path, lambda_init: float | str, **overrides: Any) -> Cu
         lambda_init=lambda_init,
     ).save_pretrained(tmp_path)
     kind = "diffclip_dynamic" if lambda_init == "dynamic" else "diffclip"
-    text_cfg = {"hf_model_name": str(tmp_path), "hf_proj_type": "linear", "hf_pooler_type": "cls_pooler"}
+    text_cfg: dict[str, Any] = {"hf_model_name": str(tmp_path), "hf_model_pretrained": False}
+    text_cfg |= {"hf_proj_type": "linear", "hf_pooler_type": "cls_pooler"}
     vision_cfg = {"timm_model_name": f"vit_base_patch16_{kind}_224", "timm_pool": "token", "timm_proj": "linear"}
     model = CustomTextCLIP(embed_dim=64, vision_cfg=vision_cfg, text_cfg=text_cfg, **overrides)
     model.visual.trunk = timm.create_model(

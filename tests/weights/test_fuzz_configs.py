@@ -58,7 +58,7 @@ def _build(text_config: dict[str, Any], tower: str = "vit_nano_patch12_diffclip_
         vision_cfg = {"image_size": 48, "timm_model_name": tower, "timm_pool": "token", "timm_proj": "linear"}
         model_cfg = {"embed_dim": embed_dim, "vision_cfg": vision_cfg, "text_cfg": text_cfg}
         (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": {}}))
-        return open_clip.create_model(f"local-dir:{folder}").eval()
+        return open_clip.create_model(f"local-dir:{folder}", pretrained_text=False).eval()
 
 
 @few(15)

@@ -6,18 +6,20 @@ be spared. Whoever asks ``AutoModel`` for a model has a config first, so it is c
 
 import importlib
 import math
-from typing import Any
+from functools import lru_cache
+from typing import Any, cast
 
 import timm
+import torch
+from timm.models import VisionTransformer
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from diffclip_openclip.attention.v1 import LAMBDA_INIT, resolve_lambda_init
 from diffclip_openclip.towers import timm_vit  # noqa: F401  importing it registers the towers with timm
-from diffclip_openclip.towers.trunk import sizes_of
 
 
 def register_model(module: str) -> None:
-    """Import one of this package's modules, whose model registers itself with ``AutoModel``."""
+    """Import a module of towers/, whose model registers itself with ``AutoModel``."""
     importlib.import_module(f"diffclip_openclip.towers.{module}")
 
 
@@ -40,7 +42,7 @@ def _check_activation(name: Any) -> None:
 
 
 class DiffCLIPTextConfig(PretrainedConfig):
-    """Configuration of :class:`DiffCLIPTextModel`; the defaults are the text tower of DiffCLIP-B/16.
+    """Hold what decides a :class:`DiffCLIPTextModel`; the defaults are the text tower of DiffCLIP-B/16.
 
     Args:
         hidden_size: embed_dim C of the tower.
@@ -109,8 +111,32 @@ class DiffCLIPTextConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
 
+@lru_cache
+def vit_sizes(timm_model_name: str) -> dict[str, int]:
+    """Return what transformers' users read from a config: widths and counts of a ViT, image and patch size in pixels.
+
+    Raises:
+        ValueError: the model is no ViT with one class token.
+    """
+    with torch.device("meta"):
+        vit = timm.create_model(timm_model_name, num_classes=0)
+    # readers of such towers drop one token, the first, and take the others for patches
+    if not isinstance(vit, VisionTransformer) or vit.cls_token is None or vit.num_prefix_tokens != 1:
+        raise ValueError(
+            f"{timm_model_name!r} is not a timm VisionTransformer with a class token and no other extra token; "
+            "choose one that is, such as 'vit_base_patch16_diffclip_224' or 'vit_base_patch16_224'"
+        )
+    return {
+        "hidden_size": vit.embed_dim,
+        "image_size": vit.patch_embed.img_size[0],
+        "patch_size": vit.patch_embed.patch_size[0],
+        "num_hidden_layers": len(vit.blocks),
+        "num_attention_heads": cast(Any, vit.blocks[0]).attn.num_heads,
+    }
+
+
 class DiffCLIPVisionConfig(PretrainedConfig):
-    """Configuration of :class:`DiffCLIPVisionModel`; the tower's name decides every size.
+    """Hold the name that decides a :class:`DiffCLIPVisionModel` with every size of it.
 
     Args:
         timm_model_name: a ViT registered with timm, differential or plain, that has one class token.
@@ -151,7 +177,7 @@ class DiffCLIPVisionConfig(PretrainedConfig):
         return self._sizes()["num_attention_heads"]
 
     def _sizes(self) -> dict[str, int]:
-        return sizes_of(self.timm_model_name)
+        return vit_sizes(self.timm_model_name)
 
 
 def register_configs() -> None:

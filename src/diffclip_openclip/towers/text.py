@@ -7,52 +7,88 @@ Registered with ``AutoConfig`` and ``AutoModel`` under ``model_type = "diffclip_
 Shape legend: B batch, N tokens, C hidden_size.
 """
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import CONFIG_NAME, can_return_tuple
+from transformers.utils import can_return_tuple
 
 from diffclip_openclip.attention.v1 import DifferentialAttention
 from diffclip_openclip.attention.v2 import DifferentialAttentionV2
 from diffclip_openclip.towers.configs import DiffCLIPTextConfig
+from diffclip_openclip.towers.folders import check_named_to_open_clip, has_no_weights
+from diffclip_openclip.towers.pretrained import DiffCLIPPreTrainedModel, device_of_new_parameters, weighted_maps
 
-# where to fetch weights, which AutoModel passes on although there are none to fetch
-_HUB_ARGUMENTS = {
-    *("_commit_hash", "_from_auto", "adapter_kwargs", "cache_dir", "force_download", "local_files_only", "proxies"),
-    *("revision", "subfolder", "token", "trust_remote_code", "use_safetensors", "variant", "weights_only"),
-    "key_mapping",
-}
 # in a model directory of open_clip, config.json names the whole model's weights as the tower's (transformers_weights)
 _IN_OPEN_CLIP = {r"^text\.transformer\.": ""}
+# what open_clip gives to from_pretrained, and what AutoModel adds: nothing for which new weights need a loader
+_WITHOUT_LOADING = {"_from_auto", "adapter_kwargs", "add_pooling_layer", "key_mapping", "revision", "trust_remote_code"}
+
+
+class _Parts(list[str]):
+    """Hold a name's parts, "LayerNorm" being found in them."""
+
+    def __contains__(self, part: object) -> bool:
+        return part == "LayerNorm" or super().__contains__(part)
+
+
+class _LayerNormName(str):
+    """Name a parameter of a LayerNorm: as any string, but that "LayerNorm" is found among its parts."""
+
+    def split(self, *args: Any, **kwargs: Any) -> list[str]:
+        return _Parts(super().split(*args, **kwargs))
+
+
+class _NamesLayerNorms(nn.Module):
+    """Let open_clip's ``--lock-text`` tell a LayerNorm from other layers.
+
+    Its adapter takes for a LayerNorm what has a module called ``LayerNorm`` in its name, as BERT has, and leaves those
+    trainable unless asked not to (open_clip@v3.3.0:src/open_clip/hf_model.py, HFTextEncoder.lock: ``"LayerNorm" in
+    n.split(".")``). The names of this tower's norms are those of its checkpoints, ``ln_1`` and so on, and must stay.
+    """
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        norms = {id(p) for module in self.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
+        for name, parameter in super().named_parameters(*args, **kwargs):
+            yield _LayerNormName(name) if id(parameter) in norms else name, parameter
 
 
 class DiffCLIPTextEmbeddings(nn.Module):
-    """Token plus learned position embedding."""
+    """Add token and learned position embedding."""
 
     def __init__(self, config: DiffCLIPTextConfig) -> None:
         super().__init__()
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.positional_embedding = nn.Parameter(torch.empty(config.max_position_embeddings, config.hidden_size))
 
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        num_tokens, longest = input_ids.shape[1], self.positional_embedding.shape[0]
-        if num_tokens > longest:
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
+        B, N = input_ids.shape
+        longest = self.positional_embedding.shape[0]
+        if longest < N:
             raise ValueError(
-                f"the input has {num_tokens} tokens a text, this text tower takes at most {longest} "
-                f"(max_position_embeddings); tokenize with context_length={longest}"
+                f"the input has {N} tokens a text, this text tower takes at most {longest} "
+                f"(max_position_embeddings); tokenize with context_length={longest}; a longer tower needs a config of "
+                "its own, since open_clip keeps --force-context-length from it (docs/training.md#longer-texts)"
             )
-        return self.token_embedding(input_ids) + self.positional_embedding[:num_tokens]
+        if position_ids is None:
+            return self.token_embedding(input_ids) + self.positional_embedding[:N]
+        if position_ids.shape not in ((B, N), (1, N)):
+            raise ValueError(
+                f"position_ids has shape {list(position_ids.shape)}; it must be {[B, N]}, as input_ids, or {[1, N]}"
+            )
+        return self.token_embedding(input_ids) + F.embedding(position_ids, self.positional_embedding)
 
 
 class DiffCLIPTextMLP(nn.Module):
-    """Two linear layers with an activation between them."""
+    """Compute two linear layers with an activation between them."""
 
     def __init__(self, config: DiffCLIPTextConfig) -> None:
         super().__init__()
@@ -73,8 +109,12 @@ def _attention(config: DiffCLIPTextConfig, depth: int) -> DifferentialAttention 
     )
 
 
-class DiffCLIPTextLayer(GradientCheckpointingLayer):
-    """Pre-norm transformer block with causal differential attention."""
+class DiffCLIPTextLayer(_NamesLayerNorms, GradientCheckpointingLayer):
+    """Compute a pre-norm transformer block with causal differential attention.
+
+    Each linear layer carries the standard deviation of its initial weights as ``initial_std``
+    (openai/CLIP@main:clip/model.py, initialize_parameters).
+    """
 
     def __init__(self, config: DiffCLIPTextConfig, depth: int) -> None:
         super().__init__()
@@ -82,31 +122,25 @@ class DiffCLIPTextLayer(GradientCheckpointingLayer):
         self.attn = _attention(config, depth)
         self.ln_2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = DiffCLIPTextMLP(config)
+        width_std = config.hidden_size**-0.5
+        residual_std = width_std * (2 * config.num_hidden_layers) ** -0.5
+        cast(Any, self.attn.qkv).initial_std = width_std
+        cast(Any, self.attn.proj).initial_std = residual_std
+        cast(Any, self.mlp.c_fc).initial_std = (2 * config.hidden_size) ** -0.5
+        cast(Any, self.mlp.c_proj).initial_std = residual_std
 
-    def forward(self, x_BNC: torch.Tensor) -> torch.Tensor:
-        x_BNC = x_BNC + self.attn(self.ln_1(x_BNC), is_causal=True)
-        return x_BNC + self.mlp(self.ln_2(x_BNC))
-
-
-def _weight_stds(layers: Iterable[nn.Module], config: DiffCLIPTextConfig) -> dict[nn.Module, float]:
-    """Each linear layer's initial standard deviation (openai/CLIP@main:clip/model.py, initialize_parameters)."""
-    width_std = config.hidden_size**-0.5
-    residual_std = width_std * (2 * config.num_hidden_layers) ** -0.5
-    stds: dict[nn.Module, float] = {}
-    for layer in cast(Iterable[DiffCLIPTextLayer], layers):
-        stds |= {layer.attn.qkv: width_std, layer.attn.proj: residual_std}
-        stds |= {layer.mlp.c_fc: (2 * config.hidden_size) ** -0.5, layer.mlp.c_proj: residual_std}
-    return stds
-
-
-def _is_config_only(directory: Path) -> bool:
-    if not (directory / CONFIG_NAME).is_file():
-        return False
-    return not any(path.suffix in (".safetensors", ".bin") or ".index." in path.name for path in directory.iterdir())
+    def forward(
+        self, x_BNC: torch.Tensor, output_attentions: bool = False
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Return the state behind the block, and with ``output_attentions`` the map A1 - lambda A2 beside it."""
+        normed_BNC = self.ln_1(x_BNC)
+        hidden_BNC = x_BNC + self.attn(normed_BNC, is_causal=True)
+        out_BNC = hidden_BNC + self.mlp(self.ln_2(hidden_BNC))
+        return (out_BNC, weighted_maps(self.attn, normed_BNC, is_causal=True)) if output_attentions else out_BNC
 
 
-class DiffCLIPTextModel(PreTrainedModel):
-    """Causal text transformer with differential attention, read out at the end-of-text token.
+class DiffCLIPTextModel(_NamesLayerNorms, DiffCLIPPreTrainedModel):
+    """Encode texts by a causal transformer with differential attention, read out at the end-of-text token.
 
     ``pooler_output`` (B, C) is the final LayerNorm's state at the first occurrence of the largest token id of each
     text, which is CLIP's end-of-text token (openai/CLIP@main:clip/model.py, encode_text).
@@ -123,38 +157,54 @@ class DiffCLIPTextModel(PreTrainedModel):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _keys_to_ignore_on_load_unexpected = [r"^visual\.", r"^text\.proj\.", r"^logit_"]  # noqa: RUF012  so in transformers
-    _no_split_modules = ["DiffCLIPTextLayer"]  # noqa: RUF012  declared so by transformers
+    _no_split_modules = ["DiffCLIPTextEmbeddings", "DiffCLIPTextLayer"]  # noqa: RUF012  declared so by transformers
 
     def __init__(self, config: DiffCLIPTextConfig, add_pooling_layer: bool = True) -> None:
         super().__init__(config)
-        device = torch.get_default_device()
+        device = device_of_new_parameters()
         with torch.device("meta"):  # so that nothing is drawn before _init_weights draws it
             self.embeddings = DiffCLIPTextEmbeddings(config)
             self.layers = nn.ModuleList(DiffCLIPTextLayer(config, depth) for depth in range(config.num_hidden_layers))
             self.ln_final = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.to_empty(device=device)
-        self._weight_stds = _weight_stds(self.layers, config)
+        if device.type != "meta":
+            self.to_empty(device=device)
         self.post_init()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; a directory that holds a config but no weights gives an initialised model.
+        """Load as transformers does; where open_clip names a directory without weights, initialise a model.
 
-        open_clip builds every text tower through ``from_pretrained``, also one that is to be trained from scratch.
+        open_clip builds every text tower through ``from_pretrained``, also one that is to be trained from scratch. That
+        a model config known to open_clip names the directory is what tells it from an incomplete copy of a model.
+
+        Raises:
+            OSError: there are no weights, and no model config that open_clip knows names the directory.
         """
         kwargs.setdefault("key_mapping", _IN_OPEN_CLIP)
-        elsewhere = kwargs.get("variant") or kwargs.get("subfolder")
-        if elsewhere or not _is_config_only(Path(pretrained_model_name_or_path)):
+        elsewhere = pretrained_model_name_or_path is None or kwargs.get("variant") or kwargs.get("subfolder")
+        if elsewhere or not has_no_weights(Path(pretrained_model_name_or_path)):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        check_named_to_open_clip(Path(pretrained_model_name_or_path))
+        return cls._initialised(Path(pretrained_model_name_or_path), *args, **kwargs)
+
+    @classmethod
+    def _initialised(cls, directory: Path, *args: Any, **kwargs: Any) -> Any:
+        """Return a model with new weights; transformers' loader heeds further arguments as for loaded ones."""
+        dtypes = {name: kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs}
         config = kwargs.pop("config", None)
         if config is None:
-            config, kwargs = cls.config_class.from_pretrained(
-                pretrained_model_name_or_path, return_unused_kwargs=True, **kwargs
-            )
-        return cls._from_config(config, **{k: v for k, v in kwargs.items() if k not in _HUB_ARGUMENTS}).eval()
+            config, kwargs = cls.config_class.from_pretrained(directory, return_unused_kwargs=True, **kwargs)
+        model = cls._from_config(copy.deepcopy(config)).eval()
+        if not dtypes and not kwargs.keys() - _WITHOUT_LOADING:
+            return model
+        weights = model.state_dict()
+        loaded: Any = super().from_pretrained(None, *args, config=config, state_dict=weights, **dtypes, **kwargs)
+        if kwargs.get("output_loading_info"):
+            loaded[1]["missing_keys"] = set(weights)
+        return loaded
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, under this class's own names also if the weights came from an open_clip directory."""
+        """Save as transformers does, under this class's own names also for weights of an open_clip directory."""
         return super().save_pretrained(*args, **({"save_original_format": False} | kwargs))
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -169,10 +219,9 @@ class DiffCLIPTextModel(PreTrainedModel):
             nn.init.normal_(module.positional_embedding, std=0.01)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
-        elif module in self._weight_stds:
-            linear = cast(nn.Linear, module)
-            nn.init.normal_(linear.weight, std=self._weight_stds[module])
-            nn.init.uniform_(linear.bias, -(linear.in_features**-0.5), linear.in_features**-0.5)  # torch's own
+        elif isinstance(module, nn.Linear) and hasattr(module, "initial_std"):
+            nn.init.normal_(module.weight, std=cast(float, module.initial_std))
+            nn.init.uniform_(module.bias, -(module.in_features**-0.5), module.in_features**-0.5)  # torch's own
         elif isinstance(module, nn.Linear | nn.LayerNorm | nn.RMSNorm | DifferentialAttention):
             module.reset_parameters()
 
@@ -181,7 +230,9 @@ class DiffCLIPTextModel(PreTrainedModel):
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> BaseModelOutputWithPooling:
         """Encode texts.
 
@@ -189,17 +240,27 @@ class DiffCLIPTextModel(PreTrainedModel):
             input_ids: token ids, (B, N), N up to ``config.max_position_embeddings``.
             attention_mask: accepted and without effect: a causal tower read out at its end-of-text token never sees
                 what is behind it.
-            output_hidden_states: also give the state before the first and behind each layer, each (B, N, C).
+            position_ids: row of the position embedding that each token gets, (B, N) or (1, N); 0, 1, ... unless given.
+            output_hidden_states: also return the state before the first and behind each layer, each (B, N, C).
+            output_attentions: also return each layer's map A1 - lambda A2, (B, h, N, N): h is the number of pairs of
+                heads in version 1, of heads in version 2.
 
         Raises:
-            ValueError: texts that are too long.
+            ValueError: texts that are too long, or ``position_ids`` of another shape.
+            IndexError: ``position_ids`` that the position embedding does not have.
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        x_BNC = self.embeddings(input_ids)
-        hidden_states = [x_BNC]
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        x_BNC = self.embeddings(input_ids, position_ids)
+        hidden_states, attentions = [x_BNC], []
         for layer in self.layers:
-            x_BNC = layer(x_BNC)
+            if output_attentions:
+                x_BNC, map_BhNN = layer(x_BNC, output_attentions=True)
+                attentions.append(map_BhNN)
+            else:
+                x_BNC = layer(x_BNC)
             hidden_states.append(x_BNC)
         x_BNC = self.ln_final(x_BNC)
         end_of_text = input_ids.argmax(dim=-1)
@@ -207,6 +268,7 @@ class DiffCLIPTextModel(PreTrainedModel):
             last_hidden_state=x_BNC,
             pooler_output=x_BNC[torch.arange(x_BNC.shape[0], device=x_BNC.device), end_of_text],
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
         )
 
 

@@ -11,23 +11,72 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import timm
 import torch
 from safetensors import safe_open
 from timm.models import VisionTransformer
-from transformers import AutoModel, PreTrainedModel
+from timm.models.vision_transformer import Block
+from transformers import AutoModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
 from diffclip_openclip.models import TRUNK
-from diffclip_openclip.towers.configs import DiffCLIPVisionConfig
-from diffclip_openclip.towers.trunk import create_trunk
+from diffclip_openclip.towers.configs import DiffCLIPVisionConfig, vit_sizes
+from diffclip_openclip.towers.pretrained import DiffCLIPPreTrainedModel, weighted_maps
 
 if TYPE_CHECKING:
     from transformers import CLIPImageProcessor
 
 
-class DiffCLIPVisionModel(PreTrainedModel):
-    """A timm ViT, ``trunk``, behind the interface of transformers' ``CLIPVisionModel``.
+class Trunk(VisionTransformer):
+    """Run timm's ViT and keep each block's state.
+
+    The states are collected in the ViT's own ``forward``, since class token and position embedding belong to no module
+    inside it: hooks that bring parameters in place for a call, such as accelerate's and FSDP's, then see this call.
+    """
+
+    gradient_checkpointing = False  # transformers sets it, and _gradient_checkpointing_func, to what its user asks for
+
+    @classmethod
+    def create(cls, timm_model_name: str) -> "Trunk":
+        """Build the named ViT without a head, for images of any size.
+
+        Raises:
+            ValueError: it is no ViT with one class token.
+        """
+        vit_sizes(timm_model_name)
+        trunk: Any = timm.create_model(timm_model_name, num_classes=0, dynamic_img_size=True)
+        trunk.__class__ = cls  # timm's functions for its own models take no class
+        return trunk
+
+    def forward(  # type: ignore[override]  # timm's forward gives the pooled state alone
+        self, x: torch.Tensor, output_attentions: bool = False
+    ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+        """Return the pooled state (B, C), the state before the first and behind each block, and maps if asked for.
+
+        Raises:
+            ValueError: maps are asked for, and a block is of a kind that has none to return.
+        """
+        x_BNC = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
+        states, maps = [x_BNC], []
+        for block in self.blocks:
+            if output_attentions:
+                if not isinstance(block, Block):
+                    raise ValueError(
+                        f"output_attentions is given, and the maps of {type(block).__name__} are not to be had; "
+                        "towers of timm's Block have them"
+                    )
+                maps.append(weighted_maps(block.attn, block.norm1(x_BNC)))
+            if self.gradient_checkpointing and self.training:
+                x_BNC = cast(Any, self)._gradient_checkpointing_func(block.__call__, x_BNC)
+            else:
+                x_BNC = block(x_BNC)
+            states.append(x_BNC)
+        return self.norm(x_BNC[:, 0]), states, maps
+
+
+class DiffCLIPVisionModel(DiffCLIPPreTrainedModel):
+    """Encode images by a timm ViT, ``trunk``, behind the interface of transformers' ``CLIPVisionModel``.
 
     Raises:
         ValueError: the config names a tower that is no ViT with one class token.
@@ -42,13 +91,12 @@ class DiffCLIPVisionModel(PreTrainedModel):
 
     def __init__(self, config: DiffCLIPVisionConfig) -> None:
         super().__init__(config)
-        self.gradient_checkpointing = False
-        self.trunk = create_trunk(config.timm_model_name)
+        self.trunk = Trunk.create(config.timm_model_name)
         self.post_init()
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As in transformers, which only warns about missing weights: here they are an error.
+        """Load as transformers does, but take missing weights for an error, about which it only warns.
 
         Raises:
             ValueError: the checkpoint lacks some of the tower's weights.
@@ -63,7 +111,7 @@ class DiffCLIPVisionModel(PreTrainedModel):
 
     @classmethod
     def from_open_clip(cls, directory: str | Path) -> "DiffCLIPVisionModel":
-        """The image tower of an open_clip model directory, in float32 and evaluation mode.
+        """Build the image tower of an open_clip model directory, in float32 and evaluation mode.
 
         Args:
             directory: with open_clip_config.json and open_clip_model.safetensors.
@@ -93,13 +141,21 @@ class DiffCLIPVisionModel(PreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self, pixel_values: torch.Tensor, output_hidden_states: bool | None = None
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> BaseModelOutputWithPooling:
         """Encode images.
 
         Args:
             pixel_values: preprocessed images, (B, 3, image_size, image_size).
-            output_hidden_states: also give the state before the first and behind each block, each (B, N, C).
+            interpolate_pos_encoding: take images of other sizes too, whole patches each way, and resample the position
+                embedding to them as timm does (bicubic, with antialiasing).
+            output_hidden_states: also return the state before the first and behind each block, each (B, N, C).
+            output_attentions: also return each block's map A1 - lambda A2, (B, h, N, N): h is the number of pairs of
+                heads in version 1, of heads in version 2; of a plain ViT, its one map.
 
         Returns:
             ``last_hidden_state`` (B, N, C) and ``pooler_output`` (B, C).
@@ -107,33 +163,40 @@ class DiffCLIPVisionModel(PreTrainedModel):
         Raises:
             ValueError: images of another size.
         """
-        size = self.config.image_size
-        if pixel_values.shape[-2:] != (size, size):
-            raise ValueError(
-                f"the images are {pixel_values.shape[-2]} x {pixel_values.shape[-1]} pixels, "
-                f"{self.config.timm_model_name} takes {size} x {size}; preprocess them with its own image processor"
-            )
+        self._check_image_size(pixel_values, interpolate_pos_encoding)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        trunk = self.trunk
-        x_BNC = trunk.patch_embed(pixel_values.to(trunk.patch_embed.proj.weight.dtype))
-        x_BNC = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(x_BNC)))
-        hidden_states = [x_BNC]
-        for block in trunk.blocks:
-            if self.gradient_checkpointing and self.training:
-                x_BNC = self._gradient_checkpointing_func(block.__call__, x_BNC)
-            else:
-                x_BNC = block(x_BNC)
-            hidden_states.append(x_BNC)
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        images = pixel_values.to(self.trunk.patch_embed.proj.weight.dtype)
+        pooled_BC, hidden_states, attentions = self.trunk(images, output_attentions)
         return BaseModelOutputWithPooling(
-            last_hidden_state=x_BNC,
-            pooler_output=trunk.norm(x_BNC[:, 0]),
+            last_hidden_state=hidden_states[-1],
+            pooler_output=pooled_BC,
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
         )
+
+    def _check_image_size(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> None:
+        height, width = pixel_values.shape[-2:]
+        name, patches = self.config.timm_model_name, self.trunk.patch_embed
+        if interpolate_pos_encoding and (height % patches.patch_size[0] or width % patches.patch_size[1]):
+            raise ValueError(
+                f"the images are {height} x {width} pixels; with interpolate_pos_encoding {name} takes any number of "
+                f"whole patches of {patches.patch_size[0]} x {patches.patch_size[1]} pixels"
+            )
+        if not interpolate_pos_encoding and (height, width) != patches.img_size:
+            raise ValueError(
+                f"the images are {height} x {width} pixels, {name} takes {patches.img_size[0]} x "
+                f"{patches.img_size[1]}; preprocess them with its own image processor, or pass "
+                "interpolate_pos_encoding=True"
+            )
 
 
 def image_processor_from_open_clip(directory: str | Path) -> "CLIPImageProcessor":
-    """The preprocessing of an open_clip model directory; saved beside the tower, ``AutoImageProcessor`` finds it.
+    """Build the preprocessing of an open_clip model directory as transformers has it.
+
+    Saved beside the tower, ``AutoImageProcessor`` finds it.
 
     Raises:
         FileNotFoundError: no open_clip_config.json.

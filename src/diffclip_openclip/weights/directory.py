@@ -163,7 +163,7 @@ def write_place(folder: Path) -> None:
 def initial_state(architecture: Architecture, folder: Path) -> StateDict:
     """Return the state dict of a model as open_clip initialises it; ``folder`` is one to work in."""
     _write_configs(folder, architecture, {}, place=folder)
-    return dict(_create(folder).state_dict())
+    return dict(_create(folder, pretrained_text=False).state_dict())  # there are no weights to take the text tower from
 
 
 def _write_configs(folder: Path, architecture: Architecture, preprocess_cfg: dict[str, Any], place: Path) -> None:
@@ -179,9 +179,9 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _create(folder: Path) -> Any:
+def _create(folder: Path, **kwargs: Any) -> Any:
     # safe without weights_only: it is the folder's safetensors file that is loaded
-    return open_clip.create_model(f"local-dir:{folder}")
+    return open_clip.create_model(f"local-dir:{folder}", **kwargs)
 
 
 def _verified(folder: Path, state_dict: StateDict) -> Any:

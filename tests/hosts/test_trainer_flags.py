@@ -46,10 +46,11 @@ def test_trains(flags, train_shard, tmp_path):
     assert (tmp_path / "logs" / "run" / "checkpoints" / "epoch_1.pt").is_file()
 
 
-# what still trains of a locked tower: the projection, and with one layer or group unlocked the last one
+# what still trains of a locked tower: the projection, the text tower's LayerNorms, and with one layer or group unlocked
+# the last one
 TRAINED = {
-    ("text", 0): r"text\.proj\.",
-    ("text", 1): r"text\.(proj|transformer\.(layers\.1|ln_final))\.",
+    ("text", 0): r"text\.(proj|transformer\.(layers\.\d\.ln_\d|ln_final))\.",
+    ("text", 1): r"text\.(proj|transformer\.(layers\.\d\.ln_\d|layers\.1|ln_final))\.",
     ("image", 0): r"visual\.head\.",
     ("image", 1): r"visual\.(head|trunk\.(norm|blocks\.3))\.",
 }

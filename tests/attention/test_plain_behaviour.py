@@ -4,6 +4,7 @@ import copy
 import io
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
@@ -339,3 +340,49 @@ def test_flops_of_a_sample_do_not_depend_on_the_path(is_causal):
     assert counts["maps", "forward"] == counts["blocks", "forward"]
     maps = 2 * 2 * 50 * 50 * 64  # both maps of every pair, which the operator makes again
     assert counts["blocks", "backward"] == counts["maps", "backward"] + maps
+
+
+# --- machines that are used hard ---
+
+
+@every_way
+def test_eight_threads_at_once(kind, path):
+    layer, x = _layer(kind), _tokens(2, 60)
+
+    def step(_):
+        leaf = x.clone().requires_grad_()
+        out = layer(leaf)
+        return out.detach(), torch.autograd.grad(out.sin().sum(), leaf)[0]
+
+    with use_path(path):
+        expected = step(0)
+        with ThreadPoolExecutor(8) as pool:
+            for result in pool.map(step, range(32)):
+                assert all(torch.equal(ours, theirs) for ours, theirs in zip(result, expected, strict=True))
+
+
+@every_way
+def test_memory_that_is_poisoned_leaves_no_trace(kind, path):
+    """torch fills uninitialised memory with NaN in deterministic mode."""
+    layer, x = _layer(kind), _tokens(2, 60).requires_grad_()
+    with use_path(path):
+        before = layer(x, is_causal=True)
+        torch.use_deterministic_algorithms(True)
+        try:
+            assert torch.utils.deterministic.fill_uninitialized_memory
+            out = layer(x, is_causal=True)
+            gradients = torch.autograd.grad(out.sum(), [x, *layer.parameters()])
+        finally:
+            torch.use_deterministic_algorithms(False)
+    assert torch.equal(out, before)
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", LAYERS)
+def test_ahead_of_time_compiled_layers(kind, tmp_path):
+    layer, x = _layer(kind).float().eval(), _tokens(2, 401).float()
+    program = torch.export.export(layer, (x,))
+    package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "layer.pt2"))
+    loaded = torch._inductor.aoti_load_package(package)
+    torch.testing.assert_close(loaded(x), layer(x), rtol=1e-4, atol=1e-5)

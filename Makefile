@@ -1,5 +1,5 @@
 # make quickstart   train DiffCLIP-nano on the embedded emoji, evaluate it, draw its predictions (COMPARE=1: and the baseline)
-# make test         the tests (minutes); make test-all: the slow ones too
+# make test         the tests (minutes); make test-all: the slow ones too, and the numerical ones as on another CPU
 # make test-lowest  the tests with the lowest versions that pyproject.toml admits, in an environment of their own
 # make lint         ruff and mypy
 # Each makes the environment in $(VENV) first.
@@ -8,6 +8,8 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
+# the instructions of another CPU, so other roundings
+OTHER_CPU = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
 # a process for each core, of one thread
 PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 
@@ -28,6 +30,7 @@ test: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	$(PYTEST) -m 'slow or not slow'
+	$(OTHER_CPU) $(PYTEST) tests/attention tests/towers tests/weights tests/evaluation
 
 test-lowest:
 	test -x $(VENV)-lowest/bin/python || $(PYTHON) -m venv $(VENV)-lowest

@@ -1,5 +1,9 @@
-"""Check the pages of docs/: their Python runs, their commands parse, their tables are true, their links lead on."""
+"""Check the pages of docs/: their Python runs, their commands parse, their tables are true, their links lead on.
 
+Of the README and of the pages beside benchmarks and examples, which have tests of their own, the links and paths.
+"""
+
+import ast
 import dataclasses
 import io
 import json
@@ -21,9 +25,13 @@ from diffclip_openclip.data import catalog
 from diffclip_openclip.evaluation import results
 from diffclip_openclip.extras import require
 from diffclip_openclip.report.paper import find_row, load_paper
+from diffclip_openclip.weights import spec
 
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
+BENCHMARKS = REPOSITORY / "benchmarks" / "README.md"
+ALL_PAGES = [REPOSITORY / "README.md", BENCHMARKS, *PAGES, *sorted((REPOSITORY / "examples").glob("*/README.md"))]
+PACKAGE = REPOSITORY / "src" / "diffclip_openclip"
 MODEL = "DiffCLIP-nano"
 
 
@@ -67,7 +75,17 @@ def test_python_runs(page, workspace, tmp_path):
     run_warm(python_code(page), _copy(workspace, tmp_path / "workspace"))
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: page.relative_to(REPOSITORY).as_posix())
+def test_links_and_paths_lead_somewhere(page):
+    assert broken_links(page) == []
+    text = re.sub(r"\]\([^)]*\)", "]", page.read_text(encoding="utf-8"))  # links have been looked at
+    named = set(re.findall(r"(?<![\w./:{-])(?:src|tests|docs|benchmarks|examples)/[\w/.-]*\w", text))
+    assert [path for path in sorted(named) if not (REPOSITORY / path).exists()] == []
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in (*PAGES, BENCHMARKS) if blocks(page, "bash")], ids=lambda page: page.name
+)
 def test_commands_parse(page, tmp_path):
     found = commands(page, tmp_path)
     assert found
@@ -149,6 +167,49 @@ def test_sizes():
         assert towers[:3] == [trunk.embed_dim, len(trunk.blocks), trunk.blocks[0].attn.num_heads]
         assert towers[3:] == [text.hidden_size, text.num_hidden_layers, text.num_attention_heads]
         assert embedding == model.visual.head.proj.out_features
+
+
+def test_forms_of_the_grammar():
+    """The page has the forms of the parser's own table, in its order."""
+    table = spec.__doc__.split("=\n")[1:-1][-1]
+    forms = [", ".join(re.findall(r"``(.+?)``", line[:42])) for line in table.splitlines() if line.startswith("``")]
+    rows = [row[0].replace("`", "") for row in _rows("weights.md") if len(row) == 2]
+    first = rows.index("form") + 2
+    assert rows[first : first + len(forms)] == forms
+    assert rows[first + len(forms)] == "command"
+
+
+def _imports(module: Path) -> set[str]:
+    """Return what a module imports of this package, also in functions: names of modules and folders."""
+    found = set()
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == PACKAGE.name:
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            names = [str(node.module)] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            found |= {name.split(".")[1] for name in names if name.startswith(f"{PACKAGE.name}.")}
+    return found
+
+
+def test_folders_import_what_the_design_says():
+    rows = [row for row in _rows("design.md") if len(row) == 3]
+    heads = [row[0] for row in rows].index("src/diffclip_openclip/")
+    described, above = set(), set()
+    for cell, _, imports in rows[heads + 2 : heads + 14]:
+        names = [name.strip("` ") for name in cell.split(",")]
+        allowed = set(re.findall(r"\w+", imports))
+        assert allowed <= above, f"{cell} imports what stands below it"
+        used = set()
+        for name in names:
+            place = PACKAGE / name
+            for module in place.rglob("*.py") if place.is_dir() else [place]:
+                used |= _imports(module)
+        own = {name.strip("/").removesuffix(".py") for name in names}
+        assert used - own - {"__version__"} == allowed, cell
+        above |= own
+        described |= {name.strip("/") for name in names}
+    there = {path.name for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert there - described == {"__init__.py", "__main__.py", "train.py"}
 
 
 def test_lambda_init_by_layer():

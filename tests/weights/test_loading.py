@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 from support.common import run_host, run_python, script
@@ -11,7 +12,7 @@ from support.evaluation_data import write_directory, write_run
 from support.hub_stand_in import HubStandIn
 
 from diffclip_openclip.weights.directory import write_place
-from diffclip_openclip.weights.loading import load_model
+from diffclip_openclip.weights.loading import LoadedModel, load_model
 from diffclip_openclip.weights.spec import ModelSpec, architecture_of_spec, parse_spec
 
 
@@ -161,3 +162,20 @@ def test_weights_of_another_model(checkpoint, tmp_path):
     cut.write_bytes(checkpoint.read_bytes()[:100_000])
     with pytest.raises(ValueError, match="cannot be loaded"):
         load_model(f"DiffCLIP-nano,{cut}")
+
+
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        ("DiffCLIP-nano", "0a87b8b213003405"),
+        ("DiffCLIP-V2-nano", "9f2ac81d74632dfb"),
+        ("CLIP-nano-baseline", "6d4d393d176f2c85"),
+    ],
+)
+def test_the_hash_is_that_of_earlier_versions(name, start):
+    """Under which they kept features and results."""
+    model = open_clip.create_model(name)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(0.5)
+    assert LoadedModel(name, "", model, None, None, {"mean": 0.5}).sha256.startswith(start)

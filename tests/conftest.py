@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.common import EMOJI, read_tar, write_tar
+from support.common import EMOJI, made_once, read_tar, write_tar
 
 # torch.compile's cache does not ask which instructions ATEN_CPU_CAPABILITY allows: under another value kernels from it
 # fail to build or give numbers of 1e34, of plain layers too (torch 2.15), so each value has a cache of its own
@@ -40,4 +40,4 @@ def suite(tmp_path_factory) -> Path:
     """All of the paper's data sets in small."""
     from support.evaluation_data import build_suite  # not all environments have what it needs
 
-    return build_suite(tmp_path_factory.mktemp("suite") / "data")
+    return made_once(tmp_path_factory, "suite", lambda folder: build_suite(folder / "data")) / "data"

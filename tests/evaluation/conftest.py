@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from support.common import run_host, script
+from support.common import made_once, run_host, script
 from support.evaluation_data import SOME, arguments, write_directory, write_run
 
 from diffclip_openclip.weights.loading import LoadedModel, load_model
@@ -19,7 +19,8 @@ def some(suite, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
-    return write_run(tmp_path_factory.mktemp("logs"))
+    logs = made_once(tmp_path_factory, "evaluated-run", write_run)
+    return logs / "a-run" / "checkpoints" / "epoch_2.pt"
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +41,8 @@ def loaded(spec) -> LoadedModel:
 @pytest.fixture(scope="session")
 def results(suite, spec, tmp_path_factory) -> Path:
     """The whole suite, by the installed command in one process."""
-    output = tmp_path_factory.mktemp("results") / "RESULTS"
-    run_host([script("diffclip"), "evaluate", *arguments(spec, suite, output)], output.parent)
-    return output
+
+    def evaluate(folder: Path) -> None:
+        run_host([script("diffclip"), "evaluate", *arguments(spec, suite, folder / "RESULTS")], folder)
+
+    return made_once(tmp_path_factory, "results-of-the-suite", evaluate) / "RESULTS"

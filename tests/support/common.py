@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from packaging.version import Version
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -64,3 +66,16 @@ def script(name: str) -> str:
 
 def run_python(code: str, cwd: Path, python: str = sys.executable, **extra: str) -> str:
     return run_host([python, "-c", code], cwd, **extra).stdout
+
+
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder that all of xdist's processes share, which the first of them has filled."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            partial = folder.with_suffix(".partial")
+            partial.mkdir()
+            make(partial)
+            partial.rename(folder)
+    return folder

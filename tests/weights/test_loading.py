@@ -108,7 +108,7 @@ def test_a_directory_without_weights(directory, tmp_path):
     copy = shutil.copytree(directory, tmp_path / "copy")
     write_place(copy)
     (copy / "open_clip_model.safetensors").unlink()
-    with pytest.raises(ValueError, match="cannot be loaded"):
+    with pytest.raises(OSError, match=f"{copy} has a config.json and no weights"):
         load_model(f"local-dir:{copy}")
 
 

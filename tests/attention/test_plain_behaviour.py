@@ -125,13 +125,17 @@ def test_gradients_with_frozen_parts(frozen):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-@pytest.mark.parametrize("adapted", [False, True], ids=["", "adapted"])
-def test_what_follows_fused_attention_is_not_kept(kind, adapted):
+def test_what_follows_fused_attention_is_not_kept(kind, monkeypatch):
     """The projection's input is gone when the layer returns; it is made again in the backward pass."""
     layer, x, inputs = _layer(kind), _tokens().requires_grad_(), []
-    if adapted:
-        layer.proj = _DroppingAdapter(layer.proj)
-    layer.proj.register_forward_pre_hook(lambda _, args: inputs.append(StorageWeakRef(args[0].untyped_storage())))
+    linear = F.linear
+
+    def watched(x, weight, bias=None):
+        if weight is layer.proj.weight:
+            inputs.append(StorageWeakRef(x.untyped_storage()))
+        return linear(x, weight, bias)
+
+    monkeypatch.setattr(F, "linear", watched)
     with use_path("sdpa"):
         out = layer(x)
     assert inputs[0].expired()
@@ -386,3 +390,87 @@ def test_ahead_of_time_compiled_layers(kind, tmp_path):
     package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "layer.pt2"))
     loaded = torch._inductor.aoti_load_package(package)
     torch.testing.assert_close(loaded(x), layer(x), rtol=1e-4, atol=1e-5)
+
+
+# --- what a stranger did with them ---
+
+
+class _WritesToItsInput(nn.Module):
+    """A projection behind an activation in place."""
+
+    def __init__(self, proj):
+        super().__init__()
+        self.proj = proj
+
+    def forward(self, x):
+        return self.proj(x.relu_())
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_projection_may_write_to_its_input(kind):
+    x, results = _tokens().requires_grad_(), []
+    for inplace in (True, False):
+        layer = _layer(kind)
+        layer.proj = _WritesToItsInput(layer.proj) if inplace else nn.Sequential(nn.ReLU(), layer.proj)
+        with use_path("sdpa"):
+            results.append(torch.autograd.grad(layer(x).sin().sum(), [x, *layer.parameters()]))
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_outer_hooks_see_what_an_adapter_keeps(kind):
+    """As activation checkpointing and offloading do."""
+    layer, seen = _layer(kind), []
+    layer.proj = _DroppingAdapter(layer.proj)
+
+    def pack(tensor):
+        seen.append(tuple(tensor.shape))
+        return tensor
+
+    with use_path("sdpa"), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        layer(_tokens(2, 7).requires_grad_())
+    assert (14, 3) in seen or (2, 7, 3) in seen
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_second_derivatives_after_first_ones_of_a_part(kind):
+    layer, x, results = _layer(kind), _tokens(1, 3).requires_grad_(), []
+    with use_path("sdpa"), sdpa_kernel(SDPBackend.MATH):
+        for partial in (False, True):
+            loss = layer(x).sin().sum()
+            if partial:
+                torch.autograd.grad(loss, layer.proj.weight, retain_graph=True)
+            (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+            results.append(torch.autograd.grad(gradient.square().sum(), x)[0])
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+
+
+def test_a_pickled_layer_runs_in_another_process(tmp_path):
+    torch.save((_layer(), _tokens(1, 700)), tmp_path / "layer.pt")
+    code = "import torch\nlayer, x = torch.load('layer.pt', weights_only=False)\nassert layer(x).isfinite().all()"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_compiles_for_a_range_of_batch_sizes(kind):
+    layer, x = _layer(kind), _tokens(2, 100)
+    torch._dynamo.mark_dynamic(x, 0, min=1, max=4096)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for tokens in (x, _tokens(9, 100)):
+        torch.testing.assert_close(compiled(tokens), layer(tokens), rtol=1e-10, atol=1e-12)
+
+
+@every_way
+def test_a_frozen_layer_within_vmap(kind, path):
+    if path == "blocks":
+        pytest.skip("the operator has no batching rule, and use_path('blocks') says so")
+    layer, x = _layer(kind), _tokens(1, 3)
+    with use_path(path):
+        out = torch.func.vmap(lambda scale: layer(x) * scale)(torch.ones(3, dtype=torch.float64))
+    torch.testing.assert_close(out[1], layer(x), rtol=1e-12, atol=1e-12)
+
+
+def test_no_tokens_by_blocks():
+    with use_path("blocks"):
+        assert _layer()(_tokens(2, 0)).shape == (2, 0, C)

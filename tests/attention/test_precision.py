@@ -26,7 +26,7 @@ def _by_definition(q, k, v, lambda_, weight, is_causal):
 def _by_maps(q, k, v, lambda_, weight, is_causal):
     heads = paths.attend_by_maps(q, k, v, lambda_, None, is_causal, 0.0)
     normed = paths.normalise(heads, weight, EPS)
-    return heads.transpose(1, 2), normed.unflatten(-1, heads.shape[2:]).transpose(1, 2)
+    return heads.transpose(1, 2), normed.transpose(1, 2)
 
 
 def _by_blocks(q, k, v, lambda_, weight, is_causal, block_bytes=1):

@@ -36,7 +36,7 @@ from diffclip_openclip.attention.reference import pair
 
 def _block_size(B: int, P: int, N: int, itemsize: int, block_bytes: int) -> tuple[int, int]:
     """Return the samples and pairs of a block: whole samples as long as they fit, else some pairs of one sample."""
-    fitting = max(1, block_bytes * torch.get_num_threads() // (2 * N * N * itemsize))
+    fitting = max(1, block_bytes * torch.get_num_threads() // max(1, 2 * N * N * itemsize))
     return max(1, min(B, fitting // P)), min(P, fitting)
 
 

@@ -1,4 +1,4 @@
-"""The ways to compute the two maps' difference, and the one place that chooses among them.
+"""Compute the difference of two maps in one of three ways, and choose which (:func:`choose_path`).
 
 ========  ==============================================================================================================
 "maps"    Both maps explicitly, subtracted before one product with v.
@@ -6,7 +6,9 @@
 "sdpa"    Two calls of torch's fused attention, subtracted behind the product with v; no N x N map is kept.
 ========  ==============================================================================================================
 
-All give the same values and gradients, up to rounding. Shape legend: that of reference.py.
+All give the same values and gradients, up to rounding. A layer whose ``fused_attn`` is False and a scripted layer on
+the CPU do not ask and take "maps". A query that may look nowhere is called blind; it gets zeros. Shape legend: that of
+reference.py.
 """
 
 import contextlib
@@ -23,6 +25,8 @@ from diffclip_openclip.attention.reference import attention_bias, pair
 PATHS = ("maps", "blocks", "sdpa")
 # bytes of maps that a thread works on: fastest of 0.5 to 16 MiB on a CPU with 1 MiB of second-level cache a core
 CACHE_BYTES = 2 << 20
+# values wider than queries get a wrong shape before (pytorch/pytorch#176767)
+MPS_TAKES_WIDE_VALUES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)
 _chosen: Optional[str] = None  # by use_path
 
 
@@ -30,7 +34,8 @@ _chosen: Optional[str] = None  # by use_path
 def use_path(path: str) -> Iterator[None]:
     """Compute differential attention in one way within the context, in all threads: for tests and comparisons.
 
-    Version 2 has one way, fused attention, and is not changed. Modules compiled before keep theirs.
+    Version 2 has one way, fused attention, and is not changed; nor are scripted layers and those whose ``fused_attn``
+    is False. Compiled layers are compiled anew.
 
     Raises:
         ValueError: an unknown path; and from a layer, where "blocks" is used for what it cannot compute.
@@ -76,19 +81,17 @@ def choose_path(qkv_BNC3: torch.Tensor, num_heads: int, *, masked: bool, dropout
     return "maps" if fits_in_cache(B, num_heads, N) else "blocks"  # one block has nothing to gain
 
 
-# values wider than queries get a wrong shape before (pytorch/pytorch#176767)
-MPS_TAKES_WIDE_VALUES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)
-
-
 def fits_in_cache(batch_size: int, num_heads: int, num_tokens: int) -> bool:
-    """Tell whether all maps together, in float32, are one thread's share of the cache; of unknown sizes, that not."""
+    """Tell whether all maps together, in float32, are one thread's share of the cache.
+
+    Sizes that torch.compile keeps open do not count as fitting, so that they stay open.
+    """
     fits = 4 * batch_size * num_heads * num_tokens * num_tokens <= CACHE_BYTES
     if not torch.compiler.is_compiling():
         return fits
-    from torch.fx.experimental import symbolic_shapes  # half a second to import
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # half a second to import
 
-    # torch 2.7 has no way to ask about a size that depends on data
-    return getattr(symbolic_shapes, "guard_or_false", bool)(fits)
+    return statically_known_true(fits)
 
 
 def split_heads(qkv_BNC3: torch.Tensor, num_heads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -144,7 +147,7 @@ def attend_and_normalise(
     q_BHNd, k_BHNd, v_BPNe = split_heads(qkv_BNC3, num_heads)
     if path == "maps":
         heads_BNPe = attend_by_maps(q_BHNd, k_BHNd, v_BPNe, lambda_, attn_mask, is_causal, dropout_p)
-        return normalise(heads_BNPe, norm_weight_e, eps)
+        return normalise(heads_BNPe, norm_weight_e, eps).flatten(2)
     out1_BNPe, out2_BNPe = attend_by_sdpa(q_BHNd, k_BHNd, v_BPNe, attn_mask, is_causal, dropout_p)
 
     def subtract_and_normalise(
@@ -152,7 +155,7 @@ def attend_and_normalise(
     ) -> torch.Tensor:
         return normalise(subtract(out1, out2, lambda_), weight, eps)
 
-    return recomputed(subtract_and_normalise, out1_BNPe, out2_BNPe, lambda_, norm_weight_e)
+    return recomputed(subtract_and_normalise, out1_BNPe, out2_BNPe, lambda_, norm_weight_e).flatten(2)
 
 
 def attend_v2(
@@ -178,10 +181,11 @@ def attend_v2(
     else:
         q1_BPNd, q2_BPNd = pair(q_BHNd)
         out1_BPNd, out2_BPNd = _attend_twice(q1_BPNd, k_BPNd, q2_BPNd, k_BPNd, v_BPNd, attn_mask, is_causal, dropout_p)
+    out1_BNPd, out2_BNPd, lambda_BNP1 = out1_BPNd.transpose(1, 2), out2_BPNd.transpose(1, 2), lambda_.transpose(1, 2)
     if torch.jit.is_scripting():
-        return _subtract_and_join(out1_BPNd, out2_BPNd, lambda_)
+        return _subtract_for_joining(out1_BNPd, out2_BNPd, lambda_BNP1).flatten(2)
     else:  # noqa: RET505  TorchScript leaves out a branch, not what follows one
-        return recomputed(_subtract_and_join, out1_BPNd, out2_BPNd, lambda_)
+        return recomputed(_subtract_for_joining, out1_BNPd, out2_BNPd, lambda_BNP1).flatten(2)
 
 
 def softmax_maps(
@@ -306,19 +310,20 @@ def subtract(out1: torch.Tensor, out2: torch.Tensor, lambda_: torch.Tensor) -> t
     return torch.addcmul(out1, out2, lambda_.to(out2.dtype), value=-1)
 
 
-def _subtract_and_join(out1_BPNd: torch.Tensor, out2_BPNd: torch.Tensor, lambda_: torch.Tensor) -> torch.Tensor:
-    return subtract(out1_BPNd, out2_BPNd, lambda_).transpose(1, 2).flatten(2)
+def _subtract_for_joining(out1_BNPd: torch.Tensor, out2_BNPd: torch.Tensor, lambda_: torch.Tensor) -> torch.Tensor:
+    """Compute the difference in the layout in which joining heads copies nothing: that of fused attention on GPUs."""
+    return subtract(out1_BNPd, out2_BNPd, lambda_).contiguous()
 
 
 def normalise(heads_BNPe: torch.Tensor, weight_e: torch.Tensor, eps: float) -> torch.Tensor:
-    """Compute the RMSNorm of each pair's heads and join them, (B, N, C)."""
+    """Compute the RMSNorm of each pair's heads, (B, N, P, e)."""
     if torch.jit.is_tracing():  # ONNX by tracing has no RMSNorm
         wide_BNPe = heads_BNPe.to(torch.promote_types(heads_BNPe.dtype, torch.float32))
         inverse_rms_BNP1 = (wide_BNPe.square().mean(dim=-1, keepdim=True) + eps).rsqrt()
-        return (wide_BNPe * inverse_rms_BNP1 * weight_e).to(heads_BNPe.dtype).flatten(2)
+        return (wide_BNPe * inverse_rms_BNP1 * weight_e).to(heads_BNPe.dtype)
     # autocast would copy the heads to float32 for the norm, which sums in float32 anyway
     with without_autocast(heads_BNPe.device.type):
-        return F.rms_norm(heads_BNPe, heads_BNPe.shape[-1:], weight_e.to(heads_BNPe.dtype), eps).flatten(2)
+        return F.rms_norm(heads_BNPe, heads_BNPe.shape[-1:], weight_e.to(heads_BNPe.dtype), eps)
 
 
 # what torch.fx is not to look into: it would have to decide by tensors that have no shape yet

@@ -1,4 +1,4 @@
-"""What autograd keeps of a layer: tensors that are cheap to make are made again in the backward pass.
+"""Make tensors that are cheap to make again in the backward pass, so that autograd does not keep them.
 
 Fused attention keeps its inputs and outputs. Behind the outputs of two maps follow a subtraction and a norm, whose
 results are cheap to make and as large as a layer's other activations. :func:`recomputed` makes them again in the
@@ -42,19 +42,24 @@ def without_autocast(device_type: str) -> contextlib.AbstractContextManager[obje
 
 
 class _Recomputed(torch.autograd.Function):
-    """``function(*inputs)``, of which autograd keeps the inputs alone."""
+    """Compute ``function(*inputs)``; the backward pass computes it again from the inputs."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx: Any, function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
-        ctx.function = function
-        ctx.save_for_backward(*inputs)
-        ctx.again = None
+    def forward(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
         return function(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        ctx.function = inputs[0]
+        ctx.save_for_backward(*inputs[1:])
+        ctx.again = {}
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         inputs, output = _compute_again(ctx)
-        ctx.again = None
+        ctx.again.clear()
         wanted = [tensor for tensor in inputs if tensor.requires_grad]
         # with create_graph where the caller asked for it: grad mode is on in a backward pass only then
         gradients = iter(torch.autograd.grad(output, wanted, grad, create_graph=torch.is_grad_enabled()))
@@ -62,24 +67,30 @@ class _Recomputed(torch.autograd.Function):
 
 
 def _compute_again(ctx: Any) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-    """Return the inputs and the output with its graph; kept until the backward pass has used them."""
-    if ctx.again is None:
+    """Return the inputs and the output with its graph, which ``ctx.again`` keeps for the function's backward pass.
+
+    What was made for first derivatives ends at the inputs, so it is of no use for second ones: ``ctx.again`` has one
+    entry for either.
+    """
+    second = torch.is_grad_enabled()
+    if second not in ctx.again:
         inputs = ctx.saved_tensors
-        if not torch.is_grad_enabled():  # no second derivative is asked for, so the graph ends at the inputs
+        if not second:
             inputs = tuple(tensor.detach().requires_grad_(tensor.requires_grad) for tensor in inputs)
         with torch.enable_grad():
-            ctx.again = inputs, ctx.function(*inputs)
-    return ctx.again
+            ctx.again[second] = inputs, ctx.function(*inputs)
+    found: tuple[tuple[torch.Tensor, ...], torch.Tensor] = ctx.again[second]
+    return found
 
 
 def recomputed(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
     """Compute ``function(*inputs)`` so that autograd keeps the inputs alone.
 
-    torch.compile makes that choice by itself; traced programs and torch.func have it as it is.
+    torch.compile makes that choice by itself, and traced programs compute the function as it is.
 
     Args:
-        function: of tensors alone, without randomness and without side effects, whatever autocast is.
-        inputs: tensors that autograd keeps anyway.
+        function: takes tensors alone, has no randomness and no side effects, and does not depend on autocast.
+        inputs: tensors that fused attention keeps already.
     """
     plain = torch.compiler.is_compiling() or torch.jit.is_tracing() or not torch.is_grad_enabled()
     if plain or transformed(*inputs):
@@ -88,15 +99,17 @@ def recomputed(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> 
     return output
 
 
-def spared(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:
-    """Return a context in which autograd does not keep the tensor if :func:`recomputed` gave it.
+def spared(tensor: torch.Tensor, module: nn.Module) -> contextlib.AbstractContextManager[object]:
+    """Return a context for ``module(tensor)`` in which autograd does not keep a tensor that :func:`recomputed` gave.
 
-    For the call of the module that takes it: what that keeps for its backward pass is made again then, once for it and
-    for :func:`recomputed` together.
+    What the module keeps of it for its backward pass is made again then, once for it and for :func:`recomputed`
+    together. Only of a linear layer of torch's own is it known that it does nothing else with its input.
     """
-    if torch.compiler.is_compiling() or not isinstance(tensor, torch.Tensor):  # torch.fx traces with other objects
+    # torch.fx traces with objects that are no tensors
+    if torch.compiler.is_compiling() or not isinstance(tensor, torch.Tensor) or not is_stock(module, nn.Linear):
         return contextlib.nullcontext()
-    maker: Any = tensor.grad_fn
+    base = tensor._base  # of which the joined heads are a view
+    maker: Any = (tensor if base is None else base).grad_fn
     if maker is None or maker.name() != f"{_Recomputed.__name__}Backward":
         return contextlib.nullcontext()
     storage = tensor.untyped_storage()._cdata

@@ -6,7 +6,7 @@ two. Shape legend: that of reference.py.
 """
 
 import math
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import nn
@@ -105,6 +105,12 @@ class DifferentialAttention(nn.Module):
         self.lambda_k2 = nn.Parameter(torch.empty(self.head_dim, device=device, dtype=dtype))
         self.reset_parameters()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickled layer, in a process that may not have made one yet."""
+        import diffclip_openclip.attention.cpu  # noqa: F401  defines the operator
+
+        super().__setstate__(state)
+
     @torch.jit.ignore
     def reset_parameters(self) -> None:
         """Draw the four lambda vectors anew; the submodules reset themselves."""
@@ -127,7 +133,7 @@ class DifferentialAttention(nn.Module):
         attn_mask: Optional[torch.Tensor] = None,
         is_causal: bool = False,
     ) -> torch.Tensor:
-        """Attend.
+        """Compute attention of the tokens among each other, (B, N, C).
 
         Args:
             x: tokens, (B, N, C).
@@ -157,7 +163,7 @@ class DifferentialAttention(nn.Module):
                 joined_BNC = self._scaled_norm(
                     attend(qkv_BNC3, lambda_, self.num_heads, attn_mask, is_causal, dropout_p)
                 )
-            with spared(joined_BNC):
+            with spared(joined_BNC, self.proj):
                 out_BNC = self.proj(joined_BNC)
         return self.proj_drop(out_BNC)
 

@@ -82,7 +82,7 @@ class DifferentialAttentionV2(nn.Module):
         attn_mask: Optional[torch.Tensor] = None,
         is_causal: bool = False,
     ) -> torch.Tensor:
-        """Attend.
+        """Compute attention of the tokens among each other, (B, N, C).
 
         Args:
             x: tokens, (B, N, C).
@@ -104,7 +104,7 @@ class DifferentialAttentionV2(nn.Module):
                 k_BHNd = k_BPNd.repeat_interleave(2, dim=1)
                 maps_BHNN = self.attn_drop(softmax_maps(q_BHNd, k_BHNd, attn_mask, is_causal))
                 joined_BNC = apply_maps(maps_BHNN, lambda_, v_BPNd).flatten(2)
-            with spared(joined_BNC):
+            with spared(joined_BNC, self.proj):
                 out_BNC = self.proj(joined_BNC)
         return self.proj_drop(out_BNC)
 

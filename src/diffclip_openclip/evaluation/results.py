@@ -1,8 +1,6 @@
 """Write and read result files, in clip_benchmark's form with what makes a number repeatable.
 
-A file is RESULTS/MODEL/TASK/NAME.json.
-
-Everything that knows their form is here: :data:`FIELDS` is the one table of what is in them.
+A file is RESULTS/MODEL/TASK/NAME.json. :data:`FIELDS` is the one table of what is in it.
 """
 
 import json
@@ -26,8 +24,7 @@ class _Kind(NamedTuple):
     """Describe which values a field may have."""
 
     types: tuple[type, ...]
-    # The same in words, for error messages.
-    words: str
+    words: str  # the same in words, for error messages
 
 
 _STRING = _Kind((str,), "a string")
@@ -41,8 +38,7 @@ class _Field(NamedTuple):
     """Describe a field of a result file."""
 
     kind: _Kind
-    # Whether a file without it is no result.
-    required: bool = False
+    required: bool = False  # whether a file without it is no result
 
 
 # A field that is added here must not be required: files that are written already lack it.
@@ -90,10 +86,8 @@ class Identity:
     checkpoint_sha256: str
     dataset_sha256: str
     precision: str
-    # For linear probe and few-shot only.
-    seed: int | None = None
-    # For zero-shot classification only.
-    templates: str | None = None
+    seed: int | None = None  # for linear probe and few-shot only
+    templates: str | None = None  # for zero-shot classification only
     architecture: str | None = None
 
     def path(self, results: Path) -> Path:
@@ -127,18 +121,12 @@ def write(
     seconds: float,
     images: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """Write a result to its file, which replaces an older one.
+    """Write a result to its file, which replaces an older one, and return the file's content.
 
     Args:
-        identity: what it depends on.
-        results: the folder of all results.
         metrics: by name; NaN becomes null.
-        device: where it was computed.
-        seconds: how long that took.
+        seconds: how long computing took.
         images: the number of images that it is of, by split.
-
-    Returns:
-        the file's content.
     """
     path = identity.path(results)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -169,10 +157,7 @@ def result_paths(results: Path) -> list[Path]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read and check a result file.
-
-    Returns:
-        its content, by :data:`FIELDS`; fields that are not required may be missing.
+    """Check a result file and return its content, by :data:`FIELDS`; fields that are not required may be missing.
 
     Raises:
         ValueError: it is no result; names the file and what is wrong in it.

@@ -1,4 +1,4 @@
-"""Text tower: OpenAI's text transformer with differential attention, a transformers model.
+"""Define the text tower: OpenAI's text transformer with differential attention, a transformers model.
 
 Registered with ``AutoConfig`` and ``AutoModel`` under ``model_type = "diffclip_text"``, which is how open_clip's
 ``HFTextEncoder`` builds it. Architecture: CLIP (arXiv 2103.00020, section 2.4), every attention layer differential

@@ -33,7 +33,7 @@ def loaded(checkpoint):
 def test_preprocessing_is_the_runs(loaded):
     assert loaded.preprocess_cfg["mean"] == [0.1, 0.2, 0.3]
     assert loaded.preprocess_cfg["size"] == (48, 48)
-    assert loaded.label == "DiffCLIP-nano a-run epoch_2"
+    assert loaded.spec.label == "DiffCLIP-nano a-run epoch_2"
 
 
 def test_hash_follows_weights_architecture_and_preprocessing(loaded, checkpoint, tmp_path):

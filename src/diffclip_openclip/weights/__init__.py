@@ -1,4 +1,4 @@
-"""Weights in and out: checkpoints of any layout -> an open_clip model directory -> the hub and other libraries.
+"""Read and write weights: checkpoints of any layout -> an open_clip model directory -> the hub and other libraries.
 
 To read in this order: ``checkpoint`` (a file's tensors, safely), ``layouts`` (key tables), ``architecture`` (which
 model they belong to), ``directory`` (OUT, verified) with ``processors`` and ``card`` (what else lies in it), ``runs``

@@ -2,10 +2,11 @@
 
 import argparse
 from collections.abc import Callable
-from typing import Protocol
 
 # does a command's work: parsed arguments to the lines that are printed
 Run = Callable[[argparse.Namespace], list[str]]
+# makes a command's parser of its name, its work, and what its help begins with and ends with
+AddCommand = Callable[[str, Run, str, str], argparse.ArgumentParser]
 
 # A model with its weights, and weights whose model is found out: their metavars, and what ends the help of the commands
 # that take them. diffclip_openclip.weights reads both.
@@ -24,14 +25,6 @@ SOURCE_GRAMMAR = f"""
   DIR                                 a directory that `diffclip convert` or `diffclip warm-start` wrote
   hf://owner/repo[@revision][/FILE]   a repository in open_clip's form or the authors', or a file of it
 """
-
-
-class AddCommand(Protocol):
-    """Make the parser of a command."""
-
-    def __call__(self, name: str, run: Run, description: str, epilog: str) -> argparse.ArgumentParser:
-        """Return a parser whose help begins with ``description`` and ends with ``epilog``, as it is."""
-        ...
 
 
 def add_models(parser: argparse.ArgumentParser, help: str) -> None:

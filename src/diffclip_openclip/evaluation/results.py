@@ -46,26 +46,21 @@ FIELDS: Mapping[str, _Field] = {
     # What was measured.
     "task": _Field(_STRING),
     "dataset": _Field(_STRING, required=True),
-    # The set of templates; required of zero-shot classification.
-    "templates": _Field(_STRING_OR_NULL),
+    "templates": _Field(_STRING_OR_NULL),  # name of the set; required of zero-shot classification
     # The model's name in tables, and open_clip's arguments for it.
     "model": _Field(_STRING, required=True),
     "pretrained": _Field(_STRING_OR_NULL),
     "label": _Field(_STRING, required=True),
-    # open_clip's name of the model's architecture, where it has one.
-    "architecture": _Field(_STRING_OR_NULL),
-    # Of weights, architecture and preprocessing; of the answers for POPE.
+    "architecture": _Field(_STRING_OR_NULL),  # open_clip's name of it, where it has one
+    # of weights, architecture and preprocessing; for POPE, of the answers
     "checkpoint_sha256": _Field(_STRING_OR_NULL, required=True),
-    # Of shards and class names; of the questions for POPE.
-    "dataset_sha256": _Field(_STRING_OR_NULL),
+    "dataset_sha256": _Field(_STRING_OR_NULL),  # of shards and class names; for POPE, of the questions
     # Settings that the metrics depend on.
     "precision": _Field(_STRING, required=True),
     "seed": _Field(_WHOLE_OR_NULL),
     "language": _Field(_STRING_OR_NULL),
-    # Fractions by name, null where there is none.
-    "metrics": _Field(_OBJECT, required=True),
-    # The number of images by split.
-    "images": _Field(_OBJECT, required=True),
+    "metrics": _Field(_OBJECT, required=True),  # fractions by name, null where there is none
+    "images": _Field(_OBJECT, required=True),  # the number of images by split
     # Where the numbers come from.
     "versions": _Field(_OBJECT, required=True),
     "device": _Field(_STRING_OR_NULL, required=True),

@@ -3,12 +3,12 @@
 import json
 import shutil
 
-from diffclip_openclip.report.entries import our_entries
 from support.evaluation_data import LIMIT, arguments, metrics_of, result_files
 
 from diffclip_cli.main import main
 from diffclip_openclip.data.catalog import DATA_SETS
 from diffclip_openclip.evaluation.results import FIELDS
+from diffclip_openclip.report.comparison import our_entries
 from diffclip_openclip.report.evaluated_models import read_models
 from diffclip_openclip.report.paper import load_paper
 

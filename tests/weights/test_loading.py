@@ -80,7 +80,7 @@ def test_a_directory_is_called_by_its_name(directory, place, tmp_path, monkeypat
         shutil.copytree(directory, name)
         write_place(Path(name))
     spec = f"local-dir:{place.format(tmp_path)}"
-    assert parse_spec(spec).label == load_model(spec).label == place.strip("./").rpartition("/")[2]
+    assert parse_spec(spec).label == load_model(spec).spec.label == place.strip("./").rpartition("/")[2]
 
 
 def test_a_checkpoint_behind_a_directory(directory, checkpoint):
@@ -147,7 +147,7 @@ def test_architecture_of_a_model_on_the_hub(directory, tmp_path):
         code = (
             "from diffclip_openclip.weights.loading import load_model\n"
             "model = load_model('hf-hub:owner/repo')\n"
-            "print(model.architecture, model.label, model.sha256)"
+            "print(model.architecture, model.spec.label, model.sha256)"
         )
         printed = run_python(code, tmp_path, **environment).split()
     assert printed[-3:] == ["DiffCLIP-nano-dynamic", "repo", load_model(f"local-dir:{directory}").sha256]

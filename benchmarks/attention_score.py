@@ -101,7 +101,7 @@ def score_model(
         )
     texts = loaded.tokenizer([name for pair in pairs for name in pair.names])
     scores = []
-    for index, pair in enumerate(tqdm(pairs, desc=loaded.label, unit="image", leave=False)):
+    for index, pair in enumerate(tqdm(pairs, desc=loaded.spec.label, unit="image", leave=False)):
         image, ids = loaded.preprocess(pair.image)[None], texts[2 * index : 2 * index + 2]
         found = relevance(loaded.model, image, ids, method=method, start_layer=start_layer)
         masks = torch.from_numpy(pair.masks)
@@ -215,8 +215,8 @@ def attention_score(
         loaded = load_model(spec)
         own = score_model(loaded, pairs, method=method, start_layer=start_layer)
         control = score_model(shuffle_weights(loaded, seed), pairs, method=method, start_layer=start_layer)
-        trained.setdefault(loaded.name, []).append(own)
-        shuffled.setdefault(f"{loaded.name}, shuffled", []).append(control)
+        trained.setdefault(loaded.spec.name, []).append(own)
+        shuffled.setdefault(f"{loaded.spec.name}, shuffled", []).append(control)
     scores = {name: np.stack(values) for name, values in (trained | shuffled).items()}
     return summarize(scores, chance(pairs), seed)
 

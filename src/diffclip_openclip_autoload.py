@@ -39,7 +39,7 @@ def _register() -> None:
 
 
 class _HostLoader:
-    """Runs open_clip's own loader, then registers; nothing of it stays on the loaded module."""
+    """Run open_clip's own loader, then register; nothing of it stays on the loaded module."""
 
     def __init__(self, loader: "Any") -> None:
         self._loader = loader

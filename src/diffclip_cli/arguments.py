@@ -2,15 +2,16 @@
 
 import argparse
 from collections.abc import Callable
-from typing import Protocol
 
 # does a command's work: parsed arguments to the lines that are printed
 Run = Callable[[argparse.Namespace], list[str]]
+# makes a command's parser of its name, its work, and what its help begins with and ends with
+AddCommand = Callable[[str, Run, str, str], argparse.ArgumentParser]
 
 # A model with its weights, and weights whose model is found out: their metavars, and what ends the help of the commands
 # that take them. diffclip_openclip.weights reads both.
 MODEL = "MODEL"
-MODELS = f"""
+MODEL_GRAMMAR = f"""
 {MODEL}, in every command, is one of
   NAME,TAG            a model of open_clip with one of its pretrained tags: ViT-B-16,laion2b_s34b_b88k
   NAME,FILE           a model of open_clip with a checkpoint: DiffCLIP-B-16,logs/run/checkpoints/epoch_40.pt
@@ -18,7 +19,7 @@ MODELS = f"""
   hf-hub:owner/repo   a repository in open_clip's form
 """
 SOURCE = "SRC"
-SOURCES = f"""
+SOURCE_GRAMMAR = f"""
 {SOURCE}, whose model need not be named, is one of
   FILE                                a checkpoint of open_clip, its trainer, the authors or timm
   DIR                                 a directory that `diffclip convert` or `diffclip warm-start` wrote
@@ -26,27 +27,9 @@ SOURCES = f"""
 """
 
 
-class AddCommand(Protocol):
-    """Make the parser of a command."""
-
-    def __call__(self, name: str, run: Run, description: str, epilog: str) -> argparse.ArgumentParser:
-        """Return a parser whose help begins with ``description`` and ends with ``epilog``, as it is."""
-        ...
-
-
 def add_models(parser: argparse.ArgumentParser, help: str) -> None:
     """Add ``--model``, which is repeated for several models."""
     parser.add_argument("--model", action="append", required=True, metavar=MODEL, help=help)
-
-
-def add_preprocess(parser: argparse.ArgumentParser) -> None:
-    """Add ``--preprocess``."""
-    parser.add_argument(
-        "--preprocess",
-        choices=("slip", "openai"),
-        help="how images were preprocessed, where nothing says so: slip (ImageNet mean and std, bilinear) or openai "
-        "(OpenAI mean and std, bicubic)",
-    )
 
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:

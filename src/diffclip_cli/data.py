@@ -64,6 +64,7 @@ def _mmvp(arguments: argparse.Namespace) -> list[str]:
 
 def add_commands(command: AddCommand) -> None:
     """Add data with its forms."""
+    # a form is required and brings a run of its own, so that this one never counts
     data = command("data", _torchvision, "Data sets of other forms into the evaluation's layout.", _DATA)
     forms = data.add_subparsers(required=True, metavar="FORM")
 

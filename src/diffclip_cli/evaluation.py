@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from diffclip_cli.arguments import MODELS, AddCommand, add_models, add_overwrite
+from diffclip_cli.arguments import MODEL_GRAMMAR, AddCommand, add_models, add_overwrite
 
 _TASKS = ("zeroshot_classification", "zeroshot_retrieval", "linear_probe", "few_shot", "mmvp")
 _EVALUATE = f"""\
@@ -17,7 +17,7 @@ examples:
 
 DATA has a folder for each data set, made by `diffclip data` (docs/data.md). What is done already is not done again.
 `diffclip report RESULTS --output DIR` draws the paper's tables and figures.
-{MODELS}"""
+{MODEL_GRAMMAR}"""
 _POPE = """\
 example:
   diffclip pope coco_pope_random.json answers.jsonl --category random --label TinyLLaVA-DiffCLIP --output RESULTS
@@ -71,7 +71,7 @@ def _pope(arguments: argparse.Namespace) -> list[str]:
     from diffclip_openclip.evaluation import pope
     from diffclip_openclip.evaluation.results import headline
 
-    written = pope.save(
+    written = pope.score_to_file(
         questions=arguments.questions,
         answers=arguments.answers,
         category=arguments.category,

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from diffclip_cli.arguments import MODEL, MODELS, SOURCE, SOURCES, AddCommand, add_models, add_overwrite
+from diffclip_cli.arguments import MODEL, MODEL_GRAMMAR, SOURCE, SOURCE_GRAMMAR, AddCommand, add_models, add_overwrite
 
 _ATTEND = f"""\
 examples:
@@ -12,12 +12,12 @@ examples:
   diffclip attend photo.jpg --text mug --model local-dir:OUT -o out.html  a page to look around in, works offline
 
 Any model that open_clip knows, with a ViT for images.
-{MODELS}"""
+{MODEL_GRAMMAR}"""
 _LAMBDAS = f"""\
 examples:
   diffclip lambdas OUT                        a converted directory, or a checkpoint file
   diffclip lambdas logs/run -o lambdas.png    a run of open_clip_train: over its checkpoints
-{SOURCES}"""
+{SOURCE_GRAMMAR}"""
 _BENCH_MODELS = ("CLIP-B-16-baseline", "DiffCLIP-B-16")
 _BENCH = f"""\
 examples:
@@ -27,13 +27,13 @@ examples:
                                                                  writes curve.json and curve.png
 
 Weights do not change the speed: the NAME of a model is enough.
-{MODELS}"""
+{MODEL_GRAMMAR}"""
 
 
 def _attend(arguments: argparse.Namespace) -> list[str]:
-    from diffclip_openclip.explain.attend import attend
+    from diffclip_openclip.explain.attend import show_attention
 
-    return attend(
+    return show_attention(
         arguments.image,
         texts=arguments.text,
         models=arguments.model,
@@ -68,7 +68,7 @@ def _bench(arguments: argparse.Namespace) -> list[str]:
     passes = measure.PASSES[:1] if arguments.forward_only else measure.PASSES
     rows = measure.bench(arguments.model or _BENCH_MODELS, settings, rounds=arguments.rounds, passes=passes)
     if arguments.output is not None:
-        outputs.save(rows, command=arguments.command, path=arguments.output, overwrite=arguments.overwrite)
+        outputs.write_outputs(rows, command=arguments.command, path=arguments.output, overwrite=arguments.overwrite)
     return [outputs.table(rows)]
 
 

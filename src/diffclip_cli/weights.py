@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from diffclip_cli.arguments import MODEL, MODELS, SOURCE, SOURCES, AddCommand, add_overwrite, add_preprocess
+from diffclip_cli.arguments import MODEL, MODEL_GRAMMAR, SOURCE, SOURCE_GRAMMAR, AddCommand, add_overwrite
 
 _CONVERT = f"""\
 examples:
@@ -16,14 +16,14 @@ examples:
   diffclip convert OUT OUT                                            after OUT was moved: correct its one path
 
 OUT then loads by name: open_clip.create_model_and_transforms('local-dir:OUT').
-{SOURCES}"""
+{SOURCE_GRAMMAR}"""
 _WARM_START = f"""\
 examples:
   diffclip warm-start ViT-B-16,laion2b_s34b_b88k OUT
   diffclip warm-start ViT-B-32-quickgelu,openai OUT
   diffclip warm-start ViT-B-32,path/to/epoch_30.pt OUT
   open_clip_train --model local-dir:OUT ...              then train on
-{MODELS}"""
+{MODEL_GRAMMAR}"""
 _PUSH = """\
 example:
   diffclip push OUT owner/repo    then anywhere: open_clip.create_model_and_transforms('hf-hub:owner/repo')
@@ -68,6 +68,15 @@ def _export(arguments: argparse.Namespace) -> list[str]:
     return export_onnx(arguments.out, arguments.out / "onnx", overwrite=arguments.overwrite)
 
 
+def _add_preprocess(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--preprocess",
+        choices=("slip", "openai"),
+        help="how images were preprocessed, where nothing says so: slip (ImageNet mean and std, bilinear) or openai "
+        "(OpenAI mean and std, bicubic)",
+    )
+
+
 def add_commands(command: AddCommand) -> None:
     """Add convert, warm-start, push and export."""
     sub = command("convert", _convert, "Weights of any layout into a directory for open_clip, or back.", _CONVERT)
@@ -79,13 +88,13 @@ def add_commands(command: AddCommand) -> None:
         choices=("static", "dynamic", "gelu", "quickgelu"),
         help="what weights do not tell: lambda_init, or V2's activation",
     )
-    add_preprocess(sub)
+    _add_preprocess(sub)
     add_overwrite(sub)
 
     sub = command("warm-start", _warm_start, "A trained CLIP as a DiffCLIP (V2) with the same outputs.", _WARM_START)
     sub.add_argument("model", metavar=MODEL, help="the trained CLIP")
     sub.add_argument("out", metavar="OUT", type=Path, help="directory to write")
-    add_preprocess(sub)
+    _add_preprocess(sub)
     add_overwrite(sub)
 
     sub = command("push", _push, "Upload a converted directory to the hub.", _PUSH)

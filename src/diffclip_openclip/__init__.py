@@ -37,7 +37,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The transformers models, whose import takes long, when they are asked for (PEP 562)."""
+    """Import the transformers models, which takes long, when they are asked for (PEP 562)."""
     if name == "DiffCLIPTextModel":
         from diffclip_openclip.towers.text import DiffCLIPTextModel
 

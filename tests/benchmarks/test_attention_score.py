@@ -25,6 +25,7 @@ from support.discs import DISCS, GREY, HUES, QUADRANTS, needs_skimage
 
 from diffclip_openclip import DifferentialAttention
 from diffclip_openclip.weights.loading import LoadedModel
+from diffclip_openclip.weights.spec import ModelSpec
 
 # the scores of one map
 
@@ -160,7 +161,7 @@ def trained():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return LoadedModel("DiffCLIP-nano", "", model.eval(), tokenizer, preprocess, settings)
+    return LoadedModel(ModelSpec("DiffCLIP-nano"), model.eval(), tokenizer, preprocess, settings)
 
 
 @pytest.mark.parametrize("method", ["chefer", "gradcam"])

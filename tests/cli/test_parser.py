@@ -7,7 +7,7 @@ import pytest
 from support.common import run_python
 from support.fuzz import leaves
 
-from diffclip_cli.arguments import MODEL, MODELS, SOURCE, SOURCES
+from diffclip_cli.arguments import MODEL, MODEL_GRAMMAR, SOURCE, SOURCE_GRAMMAR
 from diffclip_cli.main import build_parser
 from diffclip_openclip import __version__
 from diffclip_openclip.data.catalog import POPE_CATEGORIES, TASKS
@@ -93,7 +93,7 @@ def test_models_are_named_alike_in_all_commands(answers):
     for name, parser in PARSERS.items():
         metavars = {action.metavar for action in parser._actions}
         help_text = answers[0][f"{name} --help"][1]
-        assert (MODELS in help_text) == (MODEL in metavars), name
-        assert (SOURCES in help_text) == (SOURCE in metavars), name
-    assert sum(MODELS in out for _, out, _ in answers[0].values()) == 4
-    assert sum(SOURCES in out for _, out, _ in answers[0].values()) == 2
+        assert (MODEL_GRAMMAR in help_text) == (MODEL in metavars), name
+        assert (SOURCE_GRAMMAR in help_text) == (SOURCE in metavars), name
+    assert sum(MODEL_GRAMMAR in out for _, out, _ in answers[0].values()) == 4
+    assert sum(SOURCE_GRAMMAR in out for _, out, _ in answers[0].values()) == 2

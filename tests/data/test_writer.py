@@ -12,7 +12,7 @@ from support.common import plain_environment
 from support.images import dots, number, pictures, read_back, save, tree
 
 from diffclip_openclip.data.sources import folders
-from diffclip_openclip.data.writer import Split, classification_metadata, classified, retrieval_metadata
+from diffclip_openclip.data.writer import RETRIEVAL_METADATA, Split, classification_metadata, classified
 
 METADATA = classification_metadata(["odd", "even"], ["a {c}."])
 
@@ -136,12 +136,12 @@ def test_folders_that_are_no_split_are_never_replaced(tmp_path, change):
 def test_splits_of_other_classes_or_kinds_do_not_mix(tmp_path):
     Split(tmp_path, "dots", "train").write([classified(image, 0) for image in dots(1)], 1, METADATA)
     before = tree(tmp_path)
-    for other in (classification_metadata(["other"], ["a {c}."]), retrieval_metadata()):
+    for other in (classification_metadata(["other"], ["a {c}."]), RETRIEVAL_METADATA):
         with pytest.raises(FileExistsError, match=r"classnames\.txt says otherwise"):
             Split(tmp_path, "dots", "test").write([classified(image, 0) for image in dots(1)], 1, other)
         assert tree(tmp_path) == before
     Split(tmp_path, "dots", "test", overwrite=True).write(
-        [classified(image, 0) for image in dots(1)], 1, retrieval_metadata()
+        [classified(image, 0) for image in dots(1)], 1, RETRIEVAL_METADATA
     )
     assert {path.name for path in (tmp_path / "dots").iterdir()} == {"train", "test", "dataset_type.txt"}
 

@@ -9,7 +9,7 @@ from diffclip_cli.main import main
 from diffclip_openclip.data.catalog import DATA_SETS
 from diffclip_openclip.evaluation.results import FIELDS
 from diffclip_openclip.report.comparison import our_entries
-from diffclip_openclip.report.models import read_models
+from diffclip_openclip.report.evaluated_models import read_models
 from diffclip_openclip.report.paper import load_paper
 
 

@@ -17,17 +17,17 @@ def test_zero_shot_is_clip_benchmarks(loaded, suite, checkpoint, tmp_path):
     plain = shutil.copy(checkpoint, tmp_path / "plain.pt")  # clip_benchmark does not read params.txt
     model = load_model(f"DiffCLIP-nano,{plain}")
     measured = list(zero_shot.run(paper_subject(model, "imagenet-r", tmp_path, tmp_path / "memory")))
-    ours = dict(zip(zero_shot.TEMPLATES, (metrics for metrics, _ in measured), strict=True))
+    ours = dict(zip(zero_shot.TEMPLATE_SETS, (metrics for metrics, _ in measured), strict=True))
     count = LIMIT * len((root / "classnames.txt").read_text().splitlines())
     assert [images for _, images in measured] == [{"test": count}] * 2
-    for name, templates in zero_shot.TEMPLATES.items():
+    for name, templates in zero_shot.TEMPLATE_SETS.items():
         (root / "zeroshot_classification_templates.txt").write_text("\n".join(templates))
         command = [script("clip_benchmark"), "eval", "--model", "DiffCLIP-nano", "--pretrained", str(plain)]
         command += ["--dataset", "wds/imagenet-r", "--dataset_root", str(root), "--output", f"{name}.json"]
         command += ["--task", "zeroshot_classification", "--no_amp", "--num_workers", "1"]
         run_host(command, tmp_path)
         assert json.loads((tmp_path / f"{name}.json").read_text())["metrics"] == pytest.approx(ours[name])
-    assert {name: len(templates) for name, templates in zero_shot.TEMPLATES.items()} == {
+    assert {name: len(templates) for name, templates in zero_shot.TEMPLATE_SETS.items()} == {
         "openai-80": 80,
         "paper-7": 7,
     }

@@ -9,13 +9,13 @@ from PIL import Image
 from support.attend_data import MODELS, TEXTS, page_data
 from support.common import run_python
 
-from diffclip_openclip.explain.attend import attend
+from diffclip_openclip.explain.attend import show_attention
 
 
 @pytest.mark.parametrize("kind", ["png", "svg", "html"])
 def test_attend_writes_pictures_and_pages(specs, photo, tmp_path, kind):
     out = tmp_path / f"out.{kind}"
-    [line] = attend([photo, photo], texts=TEXTS, models=list(specs.values())[:2], out=out, start_layer=0)
+    [line] = show_attention([photo, photo], texts=TEXTS, models=list(specs.values())[:2], out=out, start_layer=0)
     assert line.startswith(f"{out}: images 2, models 2, ")
     assert list(tmp_path.iterdir()) == [out]
     if kind == "png":
@@ -30,7 +30,7 @@ def test_attend_writes_pictures_and_pages(specs, photo, tmp_path, kind):
 
 
 def test_attend_draws_maps_without_a_text(specs, photo, tmp_path):
-    attend([photo], texts=[], models=[specs["DiffCLIP-nano"]], out=tmp_path / "maps.png", maps=True)
+    show_attention([photo], texts=[], models=[specs["DiffCLIP-nano"]], out=tmp_path / "maps.png", maps=True)
     with Image.open(tmp_path / "maps.png") as image:
         assert min(image.size) > 200
 
@@ -43,7 +43,7 @@ def test_models_with_one_label_are_told_apart(specs, photo, tmp_path):
         folder.mkdir(parents=True)
         shutil.copy(path, folder / "epoch_1.pt")
         twins.append(f"{name},{folder / 'epoch_1.pt'}")
-    attend([photo], texts=TEXTS, models=twins, out=tmp_path / "out.html")
+    show_attention([photo], texts=TEXTS, models=twins, out=tmp_path / "out.html")
     labels = [model["label"] for model in page_data((tmp_path / "out.html").read_text())["images"][0]["models"]]
     assert labels == twins
 
@@ -54,7 +54,7 @@ def test_attend_refuses_what_cannot_be_before_models_are_loaded(photo, tmp_path,
 
     def refused(error, message, images=(photo,), texts=("a mug",), models=model, out=out, **kwargs):
         with pytest.raises(error, match=message):
-            attend(list(images), texts=list(texts), models=models, out=out, **kwargs)
+            show_attention(list(images), texts=list(texts), models=models, out=out, **kwargs)
 
     refused(ValueError, "there is no text to look for", texts=())
     refused(ValueError, "a --text is empty", texts=("a mug", " "))
@@ -83,9 +83,9 @@ def test_attend_needs_nothing_of_the_evaluation(tmp_path):
 def test_attend_leaves_nothing_behind_when_it_fails(specs, photo, tmp_path):
     out = tmp_path / "out.png"
     with pytest.raises(ValueError, match="method is 'magic'"):
-        attend([photo], texts=TEXTS, models=[specs["DiffCLIP-nano"]], out=out, method="magic")
+        show_attention([photo], texts=TEXTS, models=[specs["DiffCLIP-nano"]], out=out, method="magic")
     with pytest.raises(ValueError, match="there is no layer 9"):
-        attend([photo], texts=TEXTS, models=[specs["DiffCLIP-nano"]], out=out, start_layer=9)
+        show_attention([photo], texts=TEXTS, models=[specs["DiffCLIP-nano"]], out=out, start_layer=9)
     with pytest.raises(ValueError, match="open_clip knows no model 'DiffCLIP-nan'"):
-        attend([photo], texts=TEXTS, models=["DiffCLIP-nan,x.pt"], out=out)
+        show_attention([photo], texts=TEXTS, models=["DiffCLIP-nan,x.pt"], out=out)
     assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,7 @@ from support.folders import tree
 
 from diffclip_cli.main import main
 from diffclip_openclip import to_reference
-from diffclip_openclip.explain.attend import attend
+from diffclip_openclip.explain.attend import show_attention
 from diffclip_openclip.explain.lambda_report import show_lambdas
 from diffclip_openclip.report.command import report
 
@@ -126,7 +126,7 @@ def test_attend_keeps_its_photo(checkpoint, tmp_path):
     assert main(["convert", str(checkpoint), str(tmp_path / "OUT")]) == 0
     before = photo.read_bytes()
     with pytest.raises(FileExistsError, match=r"photo\.png is what is read"):
-        attend([photo], texts=["a mug"], models=[f"local-dir:{tmp_path / 'OUT'}"], out=photo, overwrite=True)
+        show_attention([photo], texts=["a mug"], models=[f"local-dir:{tmp_path / 'OUT'}"], out=photo, overwrite=True)
     assert photo.read_bytes() == before
 
 

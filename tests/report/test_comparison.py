@@ -4,7 +4,7 @@ import pytest
 from support.report_results import CLIP, DIFF, put
 
 from diffclip_openclip.report.comparison import our_entries, remarks
-from diffclip_openclip.report.models import read_models
+from diffclip_openclip.report.evaluated_models import read_models
 from diffclip_openclip.report.paper import load_paper
 
 

@@ -11,10 +11,10 @@ from support.report_results import CLIP, DIFF, MATCH
 from diffclip_openclip.report.command import report
 from diffclip_openclip.report.comparison import Entry, our_entries, paper_entries
 from diffclip_openclip.report.drawing import STYLES, draw_bars, draw_radar, styles_of
+from diffclip_openclip.report.evaluated_models import read_models
 from diffclip_openclip.report.figures import make_figures
-from diffclip_openclip.report.layouts import Column
-from diffclip_openclip.report.models import read_models
 from diffclip_openclip.report.paper import Score, load_paper
+from diffclip_openclip.report.table_layouts import Column
 
 # what is in them
 

@@ -7,7 +7,7 @@ from support.report_results import CLIP, DIFF, pope, put, retrieval
 
 from diffclip_openclip.data.catalog import MMVP_PATTERNS
 from diffclip_openclip.report.comparison import our_entries
-from diffclip_openclip.report.models import read_models
+from diffclip_openclip.report.evaluated_models import read_models
 from diffclip_openclip.report.paper import load_paper
 
 

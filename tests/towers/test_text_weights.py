@@ -194,3 +194,25 @@ def test_missing_directory_raises(auto, tmp_path):
 def test_directory_without_config_raises(tmp_path):
     with pytest.raises(OSError, match=r"model\.safetensors|config\.json"):
         DiffCLIPTextModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+@pytest.mark.parametrize("unlocked_layers", [0, 1])
+def test_a_locked_towers_layer_norms_train_unless_asked_not_to(unlocked_layers, freeze):
+    model = open_clip.create_model("DiffCLIP-nano")
+    model.lock_text_tower(unlocked_layers=unlocked_layers, freeze_layer_norm=freeze)
+    tower = model.text.transformer
+    norms = [module for module in tower.layers[0].modules() if isinstance(module, torch.nn.LayerNorm)]
+    assert {p.requires_grad for norm in norms for p in norm.parameters()} == {not freeze}
+    others = {p.requires_grad for name, p in tower.layers[0].named_parameters() if not name.startswith("ln_")}
+    assert others == {False}
+
+
+def test_names_of_parameters_are_plain_for_everybody_else(tmp_path):
+    """They are keys of dictionaries that others save and load."""
+    tower = open_clip.create_model("DiffCLIP-nano").text.transformer
+    names = {name: parameter for name, parameter in tower.named_parameters()}
+    assert {type(name) for name in names} == {str}
+    assert names.keys() == tower.state_dict().keys()
+    torch.save(names, tmp_path / "averaged.pt")
+    assert torch.load(tmp_path / "averaged.pt").keys() == names.keys()

@@ -86,6 +86,6 @@ def test_a_run_of_the_trainer(tmp_path):
     torch.save({"epoch": 1, "name": "run", "state_dict": model.state_dict()}, checkpoint)
     loaded = load_model(f"DiffCLIP-nano,{checkpoint}")
     assert same_function(loaded.model, model)
-    assert (loaded.preprocess_cfg["interpolation"], loaded.label) == ("bilinear", "DiffCLIP-nano run epoch_1")
+    assert (loaded.preprocess_cfg["interpolation"], loaded.spec.label) == ("bilinear", "DiffCLIP-nano run epoch_1")
     assert main(["convert", str(checkpoint), str(tmp_path / "OUT")]) == 0
     assert same_function(load_directory(tmp_path / "OUT"), model)

@@ -34,7 +34,7 @@ def loaded(checkpoint):
 def test_preprocessing_is_the_runs(loaded):
     assert loaded.preprocess_cfg["mean"] == [0.1, 0.2, 0.3]
     assert loaded.preprocess_cfg["size"] == (48, 48)
-    assert loaded.label == "DiffCLIP-nano a-run epoch_2"
+    assert loaded.spec.label == "DiffCLIP-nano a-run epoch_2"
 
 
 def test_hash_follows_weights_architecture_and_preprocessing(loaded, checkpoint, tmp_path):
@@ -81,7 +81,7 @@ def test_a_directory_is_called_by_its_name(directory, place, tmp_path, monkeypat
         shutil.copytree(directory, name)
         write_place(Path(name))
     spec = f"local-dir:{place.format(tmp_path)}"
-    assert parse_spec(spec).label == load_model(spec).label == place.strip("./").rpartition("/")[2]
+    assert parse_spec(spec).label == load_model(spec).spec.label == place.strip("./").rpartition("/")[2]
 
 
 def test_a_checkpoint_behind_a_directory(directory, checkpoint):
@@ -148,7 +148,7 @@ def test_architecture_of_a_model_on_the_hub(directory, tmp_path):
         code = (
             "from diffclip_openclip.weights.loading import load_model\n"
             "model = load_model('hf-hub:owner/repo')\n"
-            "print(model.architecture, model.label, model.sha256)"
+            "print(model.architecture, model.spec.label, model.sha256)"
         )
         printed = run_python(code, tmp_path, **environment).split()
     assert printed[-3:] == ["DiffCLIP-nano-dynamic", "repo", load_model(f"local-dir:{directory}").sha256]
@@ -178,4 +178,4 @@ def test_the_hash_is_that_of_earlier_versions(name, start):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(0.5)
-    assert LoadedModel(name, "", model, None, None, {"mean": 0.5}).sha256.startswith(start)
+    assert LoadedModel(ModelSpec(name), model, None, None, {"mean": 0.5}).sha256.startswith(start)

@@ -40,7 +40,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Measurement:
+class BenchResult:
     """Hold one model's figures of one pass in one setting."""
 
     model: str
@@ -55,7 +55,7 @@ class Measurement:
 
 def bench(
     models: Sequence[str], settings: Iterable[Setting], *, rounds: int, passes: Sequence[str] = PASSES
-) -> list[Measurement]:
+) -> list[BenchResult]:
     """Measure ``models`` against the first of them in each setting and pass.
 
     A train step is forward, contrastive loss, backward and a step of AdamW.
@@ -78,7 +78,7 @@ def bench(
     return [found for setting in settings for what in passes for found in _compare(models, setting, what, rounds)]
 
 
-def _compare(models: Sequence[str], setting: Setting, what: str, rounds: int) -> list[Measurement]:
+def _compare(models: Sequence[str], setting: Setting, what: str, rounds: int) -> list[BenchResult]:
     torch.compiler.reset()  # a second size would be compiled for any size, which is slower
     try:
         steps = [_step(name, setting, what) for name in models]
@@ -99,7 +99,7 @@ def _compare(models: Sequence[str], setting: Setting, what: str, rounds: int) ->
         ratios = [base / own for base, own in zip(seconds[0], times, strict=True)]
         low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
         throughput = setting.batch_size / statistics.median(times)
-        found.append(Measurement(name, what, setting, times, throughput, statistics.median(ratios), (low, high), peak))
+        found.append(BenchResult(name, what, setting, times, throughput, statistics.median(ratios), (low, high), peak))
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from diffclip_openclip.bench.measure import Measurement
+from diffclip_openclip.bench.measure import BenchResult
 from diffclip_openclip.extras import require
 from diffclip_openclip.files import check_place, staged
 
@@ -41,7 +41,7 @@ def _processor() -> str:
 
 
 def check_output(path: Path, overwrite: bool = False) -> None:
-    """Refuse an output path before anything is measured; errors are those of :func:`save`."""
+    """Refuse an output path before anything is measured; errors are those of :func:`write_outputs`."""
     if path.suffix != ".json":
         raise ValueError(f"{path} does not end in .json; the plot goes beside it, as .png")
     check_place(path, overwrite)
@@ -49,7 +49,7 @@ def check_output(path: Path, overwrite: bool = False) -> None:
     require("the plot", "plot", "matplotlib")
 
 
-def save(measured: Sequence[Measurement], *, command: str, path: Path, overwrite: bool = False) -> None:
+def write_outputs(measured: Sequence[BenchResult], *, command: str, path: Path, overwrite: bool = False) -> None:
     """Write the figures to ``path`` (JSON) and their plot beside it (PNG).
 
     Args:
@@ -69,7 +69,7 @@ def save(measured: Sequence[Measurement], *, command: str, path: Path, overwrite
         plot(measured, new)
 
 
-def table(measured: Sequence[Measurement]) -> str:
+def table(measured: Sequence[BenchResult]) -> str:
     """Return the figures as a Markdown table."""
     lines = [
         "| pass | batch | pixels | model | ms | images/s | ratio | quartiles | peak MB |",
@@ -86,7 +86,7 @@ def table(measured: Sequence[Measurement]) -> str:
     return "\n".join(lines)
 
 
-def plot(measured: Sequence[Measurement], path: Path) -> None:
+def plot(measured: Sequence[BenchResult], path: Path) -> None:
     """Plot ratios to the first model with their quartiles, by model, or by batch or image size where these vary."""
     from matplotlib import pyplot
 

@@ -1,11 +1,15 @@
-"""List the paper's data sets, a row each: tasks, splits, sizes, source, metric and place in the paper.
+"""List the paper's data sets, a row each: tasks, splits, sizes, source, metric, place in the paper; and their classes.
 
 Names are clip_benchmark's, without its "vtab/". Splits and metrics of linear probe and few-shot are those of
 mbanani/lgssl@e4ae979:lgssl/datasets/catalog.py; docs/data.md gives the source of each size.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.resources import files
+
+from diffclip_openclip.extras import require
 
 # Tasks, by the names that result files give them.
 ZERO_SHOT = "zeroshot_classification"
@@ -28,20 +32,13 @@ class DataSet:
     """Describe a data set, which lies in ROOT/``name``/SPLIT/ in clip_benchmark's webdataset layout."""
 
     name: str
-    # The paper's name for it.
-    title: str
-    # What is measured on it.
-    tasks: tuple[str, ...]
-    # The splits that its tasks read, each with its published number of images; None where nobody published one.
-    splits: Mapping[str, int | None] = field(hash=False)
-    # The form of ``diffclip data`` that writes it; None for a user's own data set.
-    source: str | None = None
-    # The tables and figures of the paper that show it.
-    paper: tuple[str, ...] = ()
-    # Whether the linear probe's accuracy is the mean over classes of their recall; it is top-1 otherwise.
-    mean_per_class: bool = False
-    # The file of WordNet ids, in the order of the labels, in timm's package (timm@1.0.31:timm/data/_info).
-    synsets: str | None = None
+    title: str  # the paper's name for it
+    tasks: tuple[str, ...]  # what is measured on it
+    splits: Mapping[str, int | None] = field(hash=False)  # that its tasks read: published number of images, or None
+    source: str | None = None  # the form of ``diffclip data`` that writes it; None for a user's own data set
+    paper: tuple[str, ...] = ()  # the tables and figures of the paper that show it
+    mean_per_class: bool = False  # the linear probe's accuracy is the mean of the classes' recall; otherwise top-1
+    synsets: str | None = None  # file of WordNet ids by label in timm's package (timm@1.0.31:timm/data/_info)
 
 
 def _imagenet(name: str, title: str, images: int, synsets: str | None, *tables: str) -> DataSet:
@@ -96,6 +93,9 @@ MMVP_PATTERNS = (
 # The patterns that the paper's Figure 4 shows.
 MMVP_PAPER_PATTERNS = tuple(name for name in MMVP_PATTERNS if name not in ("Quantity and Count", "Texts"))
 
+# The k of recall@k in retrieval; the paper shows 5.
+RECALL_AT = (1, 5, 10)
+
 POPE_CATEGORIES = ("random", "popular", "adversarial")
 
 _BY_NAME = {data_set.name: data_set for data_set in DATA_SETS}
@@ -138,7 +138,45 @@ def deviations(name: str, images: Mapping[str, int]) -> list[str]:
 
 def size_warning(name: str, split: str, images: int) -> list[str]:
     """Return a warning where a split of one of the paper's data sets is not of the published size, else nothing."""
-    published = _BY_NAME[name].splits.get(split) if name in _BY_NAME else None
-    if published is None or images == published:
+    if not deviations(name, {split: images}):
         return []
+    published = _BY_NAME[name].splits[split]
     return [f"warning: the published {name}/{split} has {published:,} images: results will not compare with others'"]
+
+
+def class_names(key: str) -> list[str]:
+    """Return class names by label: an entry of clip_benchmark's en_classnames.json."""
+    return _of_clip_benchmark("en_classnames.json")[key]
+
+
+def templates(name: str) -> list[str]:
+    """Return clip_benchmark's templates for a data set, with ``{c}``; ImageNet's 80 where it has none of its own."""
+    known = _of_clip_benchmark("en_zeroshot_classification_templates.json")
+    return known.get(name, known["imagenet1k"])
+
+
+def imagenet_folders(name: str) -> dict[str, str] | None:
+    """Return the class folders of an ImageNet set with their class names, by label; None for other data sets.
+
+    Folders are WordNet ids; those of ImageNet-V2 are the numbers of the classes.
+    """
+    if name == "imagenetv2":
+        return {str(label): class_name for label, class_name in enumerate(class_names("imagenet1k"))}
+    if (synsets := _synsets(name)) is None:
+        return None
+    names = dict(zip(_synsets("imagenet1k") or [], class_names("imagenet1k"), strict=True))
+    return {folder: names[folder] for folder in synsets}
+
+
+def _synsets(name: str) -> list[str] | None:
+    """Return the WordNet ids of a data set's classes, by label, where it has such."""
+    if name not in _BY_NAME or (file := _BY_NAME[name].synsets) is None:
+        return None
+    return (files("timm") / "data" / "_info" / file).read_text(encoding="ascii").split()
+
+
+def _of_clip_benchmark(file: str) -> dict[str, list[str]]:
+    require("preparing data sets", "eval", "clip_benchmark")
+    text = (files("clip_benchmark") / "datasets" / file).read_text(encoding="utf-8")
+    loaded: dict[str, list[str]] = json.loads(text)
+    return loaded

@@ -27,18 +27,16 @@ METADATA = (CLASS_NAMES, TEMPLATES, TYPE)
 class Location:
     """Hold where a data set was found."""
 
-    # The folder or URL in which its splits lie.
-    base: str
-    # The number of shards of each split.
-    shard_counts: dict[str, int]
+    base: str  # the folder or URL in which its splits lie
+    shard_counts: dict[str, int]  # the number of shards of each split
 
     def shards(self, split: str) -> list[str]:
         """List the paths or URLs of a split's shards, in order."""
-        return [f"{_below(self.base)}/{split}/{index}.tar" for index in range(self.shard_counts[split])]
+        return [f"{file_address(self.base)}/{split}/{index}.tar" for index in range(self.shard_counts[split])]
 
     @cached_property
     def class_names(self) -> list[str]:
-        """The names of the classes, by label.
+        """Return the names of the classes, by label.
 
         Raises:
             FileNotFoundError: there is no classnames.txt.
@@ -50,17 +48,17 @@ class Location:
 
     @property
     def has_class_names(self) -> bool:
-        """Whether there is a classnames.txt."""
+        """Return whether there is a classnames.txt."""
         return self._texts[CLASS_NAMES] is not None
 
     @property
     def has_captions(self) -> bool:
-        """Whether the data set is for retrieval."""
+        """Return whether the data set is for retrieval."""
         return (self._texts[TYPE] or "").strip() == "retrieval"
 
     @cached_property
     def templates(self) -> list[str]:
-        """The data set's own templates, with ``{c}`` for the class name; empty if it brings none.
+        """Return the data set's own templates, with ``{c}`` for the class name; empty if it brings none.
 
         Raises:
             ValueError: a line without ``{c}``, or with other braces.
@@ -75,8 +73,8 @@ class Location:
 
     @cached_property
     def _texts(self) -> dict[str, str | None]:
-        """The text files beside the splits, by name; None where one is not there."""
-        return {name: _read_text(f"{_below(self.base)}/{name}") for name in METADATA}
+        """Return the text files beside the splits, by name; None where one is not there."""
+        return {name: _read_text(f"{file_address(self.base)}/{name}") for name in METADATA}
 
     def fingerprint(self, cache_dir: Path) -> str:
         """Hash the data set's content: its shards, and the text files that say how to read them.
@@ -149,7 +147,7 @@ def locate(name: str, splits: Sequence[str], roots: Sequence[str], *, optional: 
 
 def _count_shards(base: str, split: str) -> int | None:
     """Return the number of shards that a split says it has, and check that local ones are there."""
-    text = _read_text(f"{_below(base)}/{split}/{SHARD_COUNT}")
+    text = _read_text(f"{file_address(base)}/{split}/{SHARD_COUNT}")
     if text is None:
         return None
     if not text.strip().isdecimal() or int(text) == 0:
@@ -161,11 +159,6 @@ def _count_shards(base: str, split: str) -> int | None:
             if not Path(base, split, f"{index}.tar").is_file():
                 raise ValueError(f"{base}/{split} lacks {index}.tar; its {SHARD_COUNT} says {text.strip()} shards")
     return int(text)
-
-
-def _below(base: str) -> str:
-    """Return the address below which the files of ``base`` lie."""
-    return file_address(base) if URL_MARK in base else base
 
 
 def _read_text(address: str) -> str | None:

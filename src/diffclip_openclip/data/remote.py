@@ -22,7 +22,7 @@ _HUB_FILE = re.compile(rf"{re.escape(ENDPOINT)}/datasets/([^/]+/[^/]+)/(?:tree|r
 
 
 def file_address(base: str) -> str:
-    """Return the address below which the files of ``base`` lie, which is another one than its web page on the hub."""
+    """Return the address below which the files of ``base`` lie; for a web page on the hub it is another one."""
     on_hub = base.startswith(f"{ENDPOINT}/datasets/")
     return base.replace("/tree/", "/resolve/", 1) if on_hub else base
 

@@ -27,14 +27,10 @@ _DECODERS: Mapping[str, Callable[[bytes], Any]] = {
 class Batch(NamedTuple):
     """Hold a batch of one shard's samples, or the shard's end."""
 
-    # The shard's number among those that are read.
-    shard: int
-    # (B, 3, H, W); None at the shard's end.
-    images: torch.Tensor | None = None
-    # The field of each image's sample.
-    values: tuple[Any, ...] = ()
-    # Why the shard cannot be read further.
-    error: str | None = None
+    shard: int  # the shard's number among those that are read
+    images: torch.Tensor | None = None  # (B, 3, H, W); None at the shard's end
+    values: tuple[Any, ...] = ()  # the field of each image's sample
+    error: str | None = None  # why the shard cannot be read further
 
 
 def batches(

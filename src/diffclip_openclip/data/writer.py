@@ -23,6 +23,8 @@ from diffclip_openclip.files import Folder, check_place, staged
 SHARD_SIZE = 1000  # samples; readers decode shards in parallel
 # The names of at most 10,000 shards, as patterns of fnmatch.
 _SHARDS = ("[0-9].tar", "[1-9][0-9].tar", "[1-9][0-9][0-9].tar", "[1-9][0-9][0-9][0-9].tar")
+# The text file of a set of images with captions.
+RETRIEVAL_METADATA = {TYPE: "retrieval\n"}
 _SPLIT = Folder("a split of a data set", (SHARD_COUNT, *_SHARDS), mark=SHARD_COUNT)
 
 
@@ -31,8 +33,7 @@ class Sample:
     """Hold an image with the files that go with it."""
 
     image: ImageSource
-    # Contents by extension: cls, txt, json.
-    fields: Mapping[str, bytes]
+    fields: Mapping[str, bytes]  # contents by extension: cls, txt, json
 
 
 def classified(image: ImageSource, label: int) -> Sample:
@@ -50,11 +51,6 @@ def classification_metadata(classes: Sequence[str], templates: Sequence[str]) ->
     return {CLASS_NAMES: "".join(f"{name}\n" for name in classes), TEMPLATES: "".join(f"{t}\n" for t in templates)}
 
 
-def retrieval_metadata() -> dict[str, str]:
-    """Make the text file of a set of images with captions."""
-    return {TYPE: "retrieval\n"}
-
-
 @dataclass(frozen=True)
 class Split:
     """Hold what is known of a split before it is written.
@@ -63,14 +59,10 @@ class Split:
         ValueError: ``dataset`` or ``name`` is no name for a folder.
     """
 
-    # The folder of all data sets.
-    root: Path
-    # The data set's name.
+    root: Path  # the folder of all data sets
     dataset: str
-    # The split's name.
-    name: str
-    # Whether a split that is there is replaced.
-    overwrite: bool = False
+    name: str  # of the split
+    overwrite: bool = False  # replace a split that is there
 
     def __post_init__(self) -> None:
         for name in (self.dataset, self.name):
@@ -79,7 +71,7 @@ class Split:
 
     @property
     def folder(self) -> Path:
-        """ROOT/DATASET/SPLIT."""
+        """Return ROOT/DATASET/SPLIT."""
         return self.root / self.dataset / self.name
 
     def finished(self) -> list[str]:

@@ -29,16 +29,11 @@ class Compute:
         ValueError: a batch size below 1, workers below 0, or a device that is not there.
     """
 
-    # torch's name of the device, without an index.
-    device: str = "cpu"
-    # A key of PRECISIONS.
-    precision: str = "fp32"
-    # Images a batch.
-    batch_size: int = 64
-    # Processes that decode images; 0 decodes in the process itself.
-    workers: int = 2
-    # Seed of few-shot episodes and of held-out samples.
-    seed: int = 0
+    device: str = "cpu"  # torch's name of the device, without an index
+    precision: str = "fp32"  # a key of PRECISIONS
+    batch_size: int = 64  # images a batch
+    workers: int = 2  # processes that decode images; 0 decodes in the process itself
+    seed: int = 0  # seed of few-shot episodes and of held-out samples
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -53,7 +48,7 @@ class Compute:
 
     @property
     def amp(self) -> bool:
-        """Whether anything is autocast."""
+        """Return whether anything is autocast."""
         return PRECISIONS[self.precision] is not None
 
     @contextmanager
@@ -80,10 +75,8 @@ class Subject:
     data_set: DataSet
     location: Location
     compute: Compute
-    # A folder for what is computed once: features, classifiers, hashes of shards.
-    cache_dir: Path
-    # Values that several protocols take of this subject, by name.
-    shared: dict[str, Any] = field(default_factory=dict)
+    cache_dir: Path  # a folder for what is computed once: features, classifiers, hashes of shards
+    shared: dict[str, Any] = field(default_factory=dict)  # values that several protocols take of this subject, by name
 
     def batches(self, shards: Sequence[str], field: str, transform: Any) -> Iterator[Batch]:
         """Read shards in batches as ``compute`` says; see :func:`diffclip_openclip.data.shards.batches`."""
@@ -107,19 +100,15 @@ class Subject:
 class Variant(NamedTuple):
     """Describe one of a task's results; what does not apply is None."""
 
-    # The name of the set of templates.
-    templates: str | None = None
-    # The seed that the result depends on.
-    seed: int | None = None
+    templates: str | None = None  # the name of the set of templates
+    seed: int | None = None  # the seed that the result depends on
 
 
 class Measurement(NamedTuple):
     """Hold what a result says."""
 
-    # By name: fractions from 0 to 1, NaN where there is none; and what else the task reports.
-    metrics: Mapping[str, Any]
-    # The number of images that it is of, by split.
-    images: Mapping[str, int]
+    metrics: Mapping[str, Any]  # fractions from 0 to 1 by name, NaN where there is none; and what else is reported
+    images: Mapping[str, int]  # the number of images that it is of, by split
 
 
 class Evaluator(Protocol):

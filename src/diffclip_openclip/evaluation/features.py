@@ -4,7 +4,7 @@ Shape legend: B images, C width of the features.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,10 +24,13 @@ from diffclip_openclip.weights.loading import LoadedModel
 class Features(NamedTuple):
     """Hold the features of a split, in the order of its samples."""
 
-    # (B, C) float32.
-    features: torch.Tensor
-    # Class indices, (B,) int64.
-    labels: torch.Tensor
+    features: torch.Tensor  # (B, C) float32
+    labels: torch.Tensor  # class indices, (B,) int64
+
+
+def join(parts: Iterable[Features]) -> Features:
+    """Put the samples of several shards or splits together."""
+    return Features(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 class Splits(NamedTuple):
@@ -36,8 +39,7 @@ class Splits(NamedTuple):
     train: Features
     val: Features
     test: Features
-    # The number of images of each split of the data set.
-    images: Mapping[str, int]
+    images: Mapping[str, int]  # the number of images of each split of the data set
 
 
 def read_splits(subject: Subject) -> Splits:
@@ -111,8 +113,7 @@ def extract(subject: Subject, split: str) -> Features:
         for shard, part in _extracted(subject, missing, transform, title):
             with staged(files[shard], overwrite=True) as new:
                 save_file(part._asdict(), new)
-    parts = [load_file(file) for file in files.values()]
-    return Features(*(torch.cat([part[field] for part in parts]) for field in Features._fields))
+    return join(Features(**load_file(file)) for file in files.values())
 
 
 def _extracted(subject: Subject, shards: Sequence[str], transform: Any, title: str) -> Iterator[tuple[str, Features]]:
@@ -125,8 +126,7 @@ def _extracted(subject: Subject, shards: Sequence[str], transform: Any, title: s
             if batch.images is None:
                 if not parts[batch.shard]:
                     raise ValueError(f"the shard {shards[batch.shard]} holds no images with a .cls")
-                done = parts.pop(batch.shard)
-                yield shards[batch.shard], Features(*(torch.cat(column) for column in zip(*done, strict=True)))
+                yield shards[batch.shard], join(parts.pop(batch.shard))
                 continue
             with torch.inference_mode(), compute.autocast():
                 features = encode(batch.images.to(compute.device, non_blocking=True))

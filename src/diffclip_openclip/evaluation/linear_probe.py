@@ -4,7 +4,7 @@ Source: paper, section 4.1 (protocol of LGSSL, arXiv 2302.12248), mbanani/lgssl@
 and logistic_regression.py. Shape legend: B images, C width of the features, K classes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from diffclip_openclip.data.catalog import DataSet
 from diffclip_openclip.data.layout import Location
 from diffclip_openclip.evaluation.evaluator import Measurement, Subject, Variant
-from diffclip_openclip.evaluation.features import Features, read_splits
+from diffclip_openclip.evaluation.features import Features, join, read_splits
 
 COARSE = tuple(10.0**exponent for exponent in range(-6, 7, 2))  # the values of C that are tried first
 _FINE = 29  # points from two decades below the best coarse C to two above
@@ -38,10 +38,8 @@ def run(subject: Subject) -> Iterator[Measurement]:
 class Probe:
     """Classify features linearly."""
 
-    # (K, C)
-    weight: torch.Tensor
-    # (K,)
-    bias: torch.Tensor
+    weight: torch.Tensor  # (K, C)
+    bias: torch.Tensor  # (K,)
 
     def predict(self, features: torch.Tensor) -> torch.Tensor:
         """Return the class indices (B,) of features (B, C)."""
@@ -166,8 +164,3 @@ def score_probe(
     acc1, mean_per_class = (accuracy(predicted, test.labels, kind) for kind in (False, True))
     chosen = mean_per_class if per_class else acc1
     return {"accuracy": chosen, "acc1": acc1, "mean_per_class_recall": mean_per_class, "best_C": best_C}
-
-
-def join(parts: Sequence[Features]) -> Features:
-    """Put the samples of several splits together."""
-    return Features(*(torch.cat(column) for column in zip(*parts, strict=True)))

@@ -21,12 +21,9 @@ from diffclip_openclip.weights.spec import parse_spec
 class Job:
     """Describe all tasks of a model on a data set, which share features or logits."""
 
-    # The model, as the command line names it.
-    spec: str
-    # The model's name in tables.
-    label: str
-    # The data set, with the tasks that are wanted.
-    data_set: DataSet
+    spec: str  # the model, as the command line names it
+    label: str  # the model's name in tables
+    data_set: DataSet  # the data set, with the tasks that are wanted
     location: Location
 
 

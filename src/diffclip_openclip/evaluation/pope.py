@@ -100,21 +100,13 @@ def _answer(entry: dict[str, Any], path: Path) -> str:
     raise ValueError(f"{path}: question {entry['question_id']} has no answer under {', '.join(_ANSWER_KEYS)}")
 
 
-def save(*, questions: Path, answers: Path, category: str, label: str, results: Path) -> dict[str, Any]:
-    """Score answers and write the result beside the evaluation's.
+def score_to_file(*, questions: Path, answers: Path, category: str, label: str, results: Path) -> dict[str, Any]:
+    """Score answers as :func:`score`, write the result beside the evaluation's, and return the file's content.
 
     Args:
-        questions: see :func:`score`.
-        answers: see :func:`score`.
         category: one of :data:`~diffclip_openclip.data.catalog.POPE_CATEGORIES`.
         label: the language model's name in tables.
         results: the folder of the results.
-
-    Returns:
-        the result file's content.
-
-    Raises:
-        FileNotFoundError, ValueError: as :func:`score`.
     """
     start = time.monotonic()
     identity = Identity(

@@ -1,8 +1,6 @@
 """Write and read result files, in clip_benchmark's form with what makes a number repeatable.
 
-A file is RESULTS/MODEL/TASK/NAME.json.
-
-Everything that knows their form is here: :data:`FIELDS` is the one table of what is in them.
+A file is RESULTS/MODEL/TASK/NAME.json. :data:`FIELDS` is the one table of what is in it.
 """
 
 import json
@@ -26,8 +24,7 @@ class _Kind(NamedTuple):
     """Describe which values a field may have."""
 
     types: tuple[type, ...]
-    # The same in words, for error messages.
-    words: str
+    words: str  # the same in words, for error messages
 
 
 _STRING = _Kind((str,), "a string")
@@ -41,8 +38,7 @@ class _Field(NamedTuple):
     """Describe a field of a result file."""
 
     kind: _Kind
-    # Whether a file without it is no result.
-    required: bool = False
+    required: bool = False  # whether a file without it is no result
 
 
 # A field that is added here must not be required: files that are written already lack it.
@@ -50,26 +46,21 @@ FIELDS: Mapping[str, _Field] = {
     # What was measured.
     "task": _Field(_STRING),
     "dataset": _Field(_STRING, required=True),
-    # The set of templates; required of zero-shot classification.
-    "templates": _Field(_STRING_OR_NULL),
+    "templates": _Field(_STRING_OR_NULL),  # name of the set; required of zero-shot classification
     # The model's name in tables, and open_clip's arguments for it.
     "model": _Field(_STRING, required=True),
     "pretrained": _Field(_STRING_OR_NULL),
     "label": _Field(_STRING, required=True),
-    # open_clip's name of the model's architecture, where it has one.
-    "architecture": _Field(_STRING_OR_NULL),
-    # Of weights, architecture and preprocessing; of the answers for POPE.
+    "architecture": _Field(_STRING_OR_NULL),  # open_clip's name of it, where it has one
+    # of weights, architecture and preprocessing; for POPE, of the answers
     "checkpoint_sha256": _Field(_STRING_OR_NULL, required=True),
-    # Of shards and class names; of the questions for POPE.
-    "dataset_sha256": _Field(_STRING_OR_NULL),
+    "dataset_sha256": _Field(_STRING_OR_NULL),  # of shards and class names; for POPE, of the questions
     # Settings that the metrics depend on.
     "precision": _Field(_STRING, required=True),
     "seed": _Field(_WHOLE_OR_NULL),
     "language": _Field(_STRING_OR_NULL),
-    # Fractions by name, null where there is none.
-    "metrics": _Field(_OBJECT, required=True),
-    # The number of images by split.
-    "images": _Field(_OBJECT, required=True),
+    "metrics": _Field(_OBJECT, required=True),  # fractions by name, null where there is none
+    "images": _Field(_OBJECT, required=True),  # the number of images by split
     # Where the numbers come from.
     "versions": _Field(_OBJECT, required=True),
     "device": _Field(_STRING_OR_NULL, required=True),
@@ -90,10 +81,8 @@ class Identity:
     checkpoint_sha256: str
     dataset_sha256: str
     precision: str
-    # For linear probe and few-shot only.
-    seed: int | None = None
-    # For zero-shot classification only.
-    templates: str | None = None
+    seed: int | None = None  # for linear probe and few-shot only
+    templates: str | None = None  # for zero-shot classification only
     architecture: str | None = None
 
     def path(self, results: Path) -> Path:
@@ -127,18 +116,12 @@ def write(
     seconds: float,
     images: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """Write a result to its file, which replaces an older one.
+    """Write a result to its file, which replaces an older one, and return the file's content.
 
     Args:
-        identity: what it depends on.
-        results: the folder of all results.
         metrics: by name; NaN becomes null.
-        device: where it was computed.
-        seconds: how long that took.
+        seconds: how long computing took.
         images: the number of images that it is of, by split.
-
-    Returns:
-        the file's content.
     """
     path = identity.path(results)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -169,10 +152,7 @@ def result_paths(results: Path) -> list[Path]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read and check a result file.
-
-    Returns:
-        its content, by :data:`FIELDS`; fields that are not required may be missing.
+    """Check a result file and return its content, by :data:`FIELDS`; fields that are not required may be missing.
 
     Raises:
         ValueError: it is no result; names the file and what is wrong in it.

@@ -7,11 +7,9 @@ from itertools import chain
 import torch
 from clip_benchmark.metrics import zeroshot_retrieval
 
-from diffclip_openclip.data.catalog import DataSet
+from diffclip_openclip.data.catalog import RECALL_AT, DataSet
 from diffclip_openclip.data.layout import Location
 from diffclip_openclip.evaluation.evaluator import Measurement, Subject, Variant
-
-RECALL_AT = (1, 5, 10)
 
 # Images (B, 3, H, W), and the captions of each.
 CaptionedBatch = tuple[torch.Tensor, list[list[str]]]

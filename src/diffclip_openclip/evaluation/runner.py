@@ -52,9 +52,8 @@ def evaluate(jobs: Sequence[Job], results: Path, compute: Compute, log: Callable
     Under torchrun, the processes take jobs in turns.
 
     Args:
-        jobs: the jobs, those of a model together.
+        jobs: those of a model stand together.
         results: the folder of the results, and of the cache.
-        compute: how to compute.
         log: is told of each result.
 
     Returns:
@@ -111,9 +110,9 @@ def _evaluate_job(job: Job, loaded: LoadedModel, results: Path, compute: Compute
             Identity(
                 task=task,
                 dataset=job.data_set.name,
-                label=loaded.label,
-                model=loaded.name,
-                pretrained=loaded.pretrained,
+                label=loaded.spec.label,
+                model=loaded.spec.name,
+                pretrained=loaded.spec.pretrained,
                 checkpoint_sha256=loaded.sha256,
                 dataset_sha256=data_sha256,
                 precision=compute.precision,

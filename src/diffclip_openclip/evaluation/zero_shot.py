@@ -24,21 +24,21 @@ def _strings(templates: Sequence[Any]) -> list[str]:
 
 # The sets of templates of the paper's data sets: clip_benchmark and open_clip_train take OpenAI's 80, the paper's
 # evaluation 7 of them.
-TEMPLATES: Mapping[str, list[str]] = {
+TEMPLATE_SETS: Mapping[str, list[str]] = {
     "openai-80": _strings(open_clip.OPENAI_IMAGENET_TEMPLATES),
     "paper-7": _strings(open_clip.SIMPLE_IMAGENET_TEMPLATES),
 }
 
 
 def templates_of(data_set: DataSet, location: Location) -> Mapping[str, list[str]]:
-    """Return a data set's sets of templates: :data:`TEMPLATES` for the paper's, for others their own or OpenAI's 80.
+    """Return a data set's sets of templates: :data:`TEMPLATE_SETS` for the paper's, else its own or OpenAI's 80.
 
     Raises:
         ValueError: its own templates are none.
     """
     if data_set.paper:
-        return TEMPLATES
-    return {"own": location.templates} if location.templates else {"openai-80": TEMPLATES["openai-80"]}
+        return TEMPLATE_SETS
+    return {"own": location.templates} if location.templates else {"openai-80": TEMPLATE_SETS["openai-80"]}
 
 
 def variants(data_set: DataSet, location: Location, seed: int) -> list[Variant]:

@@ -17,7 +17,7 @@ _PICTURES, _PAGE = (".png", ".svg"), ".html"
 _Found = TypeVar("_Found")
 
 
-def attend(
+def show_attention(
     images: Sequence[Path],
     *,
     texts: Sequence[str],
@@ -29,28 +29,22 @@ def attend(
     colormap: str = COLORMAP,
     overwrite: bool = False,
 ) -> list[str]:
-    """Write to ``out`` what each model attends to in each image.
+    """Write to ``out`` what each model attends to in each image, and return a line that says so.
 
     A PNG or SVG is the paper's Figure 2. With ``maps`` it has A1, A2 and A1 - lambda A2 of all layers and heads
     instead, and texts, ``method``, ``start_layer`` and ``colormap`` have no effect. A page (HTML) has both.
 
     Args:
-        models: ``NAME`` or ``NAME,PRETRAINED``, as :func:`~diffclip_openclip.weights.loading.load_model` takes them.
+        models: any form of the grammar in :mod:`~diffclip_openclip.weights.spec` that open_clip builds, with weights.
         out: a .png, .svg or .html file.
-        method: as :func:`~diffclip_openclip.explain.heat_maps.relevance` takes it.
-        start_layer: likewise.
-        maps: draw the attention maps.
+        method, start_layer: as :func:`~diffclip_openclip.explain.heat_maps.relevance` takes them.
         colormap: of the relevance; matplotlib's name, "jet" is the paper's.
-        overwrite: replace an old file.
-
-    Returns:
-        A line that says what was written.
 
     Raises:
         ValueError: there is no image, model or text, or one of them, the method, the layer, the colour map or the kind
             of file cannot be.
-        FileNotFoundError: an image, weights or the folder for ``out`` is not there.
-        FileExistsError: ``out`` exists, and ``overwrite`` is not given, or it is a directory or one of ``images``.
+        FileNotFoundError: an image or weights are not there.
+        FileExistsError, FileNotFoundError: as :func:`~diffclip_openclip.files.check_place`.
         ImportError: matplotlib is not installed.
     """
     kind = out.suffix.lower()
@@ -107,7 +101,7 @@ def _for_all(
     labels, columns = [], []
     for spec in tqdm(models, desc="models", unit="model"):
         loaded = load_model(spec)
-        labels.append(loaded.label)
+        labels.append(loaded.spec.label)
         columns.append([find(loaded, image) for image in images])
     # two checkpoints of one run's name may share a label
     titles = labels if len(set(labels)) == len(labels) else list(models)

@@ -25,13 +25,12 @@ def show_lambdas(
             open_clip's trainer. Of a run every checkpoint is read, and the last one is tabled in full.
         out: a PNG or SVG file; None for no plot.
         variant: "static" or "dynamic", for weights or a run that do not say.
-        overwrite: replace an old plot.
 
     Raises:
         ValueError: the weights have no lambda of DiffCLIP's, ``variant`` does not apply, or ``out`` is another kind of
             file.
-        FileNotFoundError: there is no such checkpoint, or no folder for ``out``.
-        FileExistsError: ``out`` exists, and ``overwrite`` is not given, or it is a directory.
+        FileNotFoundError: there is no such checkpoint.
+        FileExistsError, FileNotFoundError: as :func:`~diffclip_openclip.files.check_place`.
         ImportError: matplotlib is not installed, and ``out`` is given.
     """
     if out is not None:

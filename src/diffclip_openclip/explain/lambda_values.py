@@ -73,7 +73,9 @@ def lambdas(
         if variant not in (None, "static", "dynamic"):
             raise ValueError(f"variant is {variant!r}; it must be 'static' or 'dynamic'")
         lambda_init = DYNAMIC if variant == "dynamic" else LAMBDA_INIT
-        return _of_weights(_in_open_clip_layout(model_or_checkpoint), dict.fromkeys(_LAYERS, lambda_init))
+        authors = detect(model_or_checkpoint) is Layout.AUTHORS
+        weights = from_reference(model_or_checkpoint) if authors else model_or_checkpoint
+        return _of_weights(weights, dict.fromkeys(_LAYERS, lambda_init))
     source = load_source(str(model_or_checkpoint), variant)
     if source.layout is Layout.TIMM:
         raise ValueError(f"{model_or_checkpoint} holds a timm image tower alone; give a CLIP's weights")
@@ -142,10 +144,6 @@ def _not_empty(found: list[LayerLambda], second_version: bool) -> list[LayerLamb
             "diffclip_openclip.explain.maps.attention_maps shows them for an image or a text"
         )
     raise ValueError("there is no lambda: neither tower has differential attention with lambda vectors")
-
-
-def _in_open_clip_layout(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    return from_reference(weights) if detect(weights) is Layout.AUTHORS else weights
 
 
 def _lambda_inits(architecture: Architecture) -> dict[str, float | str]:

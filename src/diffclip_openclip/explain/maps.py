@@ -82,11 +82,10 @@ def _maps_of(model: Any, tower: str, wanted: list[int] | None, encode: Callable[
         attention = {i: attention[i] for i in (layer_index(i, len(attention), tower) for i in wanted)}
     with recorded(model, attention.values()) as calls:
         encode()
-        return [LayerMaps(tower, i, *_written_out(calls[module], module)) for i, module in attention.items()]
-
-
-def _written_out(call: "RecordedCall", module: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    return write_out(module, *call.args, **call.kwargs)[:3]
+        return [
+            LayerMaps(tower, i, *write_out(module, *calls[module].args, **calls[module].kwargs)[:3])
+            for i, module in attention.items()
+        ]
 
 
 # the towers of a model
@@ -201,15 +200,11 @@ def recorded(model: nn.Module, modules: Iterable[nn.Module]) -> Iterator[dict[nn
 
     modes = {module: module.training for module in model.modules()}
     with ExitStack() as stack:
-        stack.callback(_restore, modes)
+        for module, training in modes.items():
+            stack.callback(setattr, module, "training", training)
         model.eval()
         # compiled code does not look for hooks
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         for module in modules:
             stack.enter_context(module.register_forward_hook(record, with_kwargs=True))
         yield calls
-
-
-def _restore(modes: dict[nn.Module, bool]) -> None:
-    for module, training in modes.items():
-        module.training = training

@@ -35,7 +35,6 @@ def attention_page(
 
     Args:
         names: of the images.
-        models: their titles.
         blocks: for each image the relevance and the maps that each model has.
         colormap: of the relevance.
     """

@@ -67,7 +67,6 @@ def relevance_figure(
 
     Args:
         blocks: for each image the relevance that each model finds.
-        models: their titles.
         caption: a line below the pictures.
     """
     from matplotlib.cm import ScalarMappable

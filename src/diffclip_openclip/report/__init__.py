@@ -3,9 +3,9 @@
 Each module uses only those before it:
 
 - ``paper``: score keys, means, and the paper's numbers
-- ``models``: result files, grouped into models
+- ``evaluated_models``: result files, grouped into models
 - ``comparison``: which model is compared with which, and what limits that
-- ``layouts``, ``tables``, ``table_formats``: which numbers stand where; the filled tables; Markdown, CSV, HTML
+- ``table_layouts``, ``tables``, ``table_formats``: which numbers stand where; the filled tables; Markdown, CSV, HTML
 - ``figures``, ``drawing``: what each figure shows; matplotlib
 - ``page``: the HTML file
 - ``command``: the work of the command

@@ -7,12 +7,12 @@ from diffclip_openclip.extras import require
 from diffclip_openclip.files import Folder, check_place, staged
 from diffclip_openclip.report.comparison import our_entries, paper_entries, remarks
 from diffclip_openclip.report.drawing import save_figures
+from diffclip_openclip.report.evaluated_models import EvaluatedModel, read_models
 from diffclip_openclip.report.figures import make_figures
-from diffclip_openclip.report.layouts import LAYOUTS
-from diffclip_openclip.report.models import Model, read_models
 from diffclip_openclip.report.page import make_page
 from diffclip_openclip.report.paper import load_paper
 from diffclip_openclip.report.table_formats import csv_text, markdown
+from diffclip_openclip.report.table_layouts import LAYOUTS
 from diffclip_openclip.report.tables import make_tables
 
 _REPORT = Folder(
@@ -34,23 +34,17 @@ def report(
     baseline: str | None = None,
     overwrite: bool = False,
 ) -> list[str]:
-    """Write a report: ``tables/*.md`` and ``*.csv``, ``figures/*.png`` and ``*.svg``, and ``index.html``.
+    """Write a report: tables (Markdown, CSV), figures (PNG, SVG) and ``index.html``; return lines to print.
 
     Args:
         results: the folder that ``diffclip evaluate`` wrote; None with ``paper_only``.
-        output: the folder to write.
         paper_only: show the paper's own numbers alone.
-        match: as :func:`~diffclip_openclip.report.comparison.our_entries` takes it.
-        baseline: likewise.
-        overwrite: replace an old report.
-
-    Returns:
-        Lines to print.
+        match, baseline: as :func:`~diffclip_openclip.report.comparison.our_entries` takes them.
 
     Raises:
         ImportError: matplotlib is not installed.
-        FileNotFoundError: ``results``, or the folder that ``output`` is to lie in, does not exist.
-        FileExistsError: ``output`` exists, and ``overwrite`` is not given, or it is not just an old report.
+        FileNotFoundError: ``results`` does not exist.
+        FileExistsError, FileNotFoundError: as :func:`~diffclip_openclip.files.check_place`.
         ValueError: there are no results, a file is none, a name is unknown, or options exclude each other.
     """
     check_place(output, overwrite, _REPORT, inputs=[results] if results else [])
@@ -80,7 +74,7 @@ def report(
     return [*said, written]
 
 
-def _models(results: Path | None, paper_only: bool, match: Sequence[str], baseline: str | None) -> list[Model]:
+def _models(results: Path | None, paper_only: bool, match: Sequence[str], baseline: str | None) -> list[EvaluatedModel]:
     if not paper_only:
         if results is None:
             raise ValueError("give the folder that `diffclip evaluate` wrote, or --paper-only")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from diffclip_openclip.data.catalog import deviations
 from diffclip_openclip.models import MODELS
-from diffclip_openclip.report.models import Model
+from diffclip_openclip.report.evaluated_models import EvaluatedModel
 from diffclip_openclip.report.paper import PaperRow, Score, find_row
 
 OTHER = "other"  # the family of a model that the paper has no counterpart of
@@ -55,7 +55,11 @@ def paper_entries(rows: Mapping[str, PaperRow]) -> dict[str, Entry]:
 
 
 def our_entries(
-    models: Sequence[Model], rows: Mapping[str, PaperRow], *, match: Sequence[str] = (), baseline: str | None = None
+    models: Sequence[EvaluatedModel],
+    rows: Mapping[str, PaperRow],
+    *,
+    match: Sequence[str] = (),
+    baseline: str | None = None,
 ) -> list[Entry]:
     """Return the models of ours, baselines first.
 
@@ -79,13 +83,15 @@ def our_entries(
     return [replace(plain[name], baseline=plain[base] if (base := names[name]) else None) for name in ordered]
 
 
-def _plain(model: Model, row: PaperRow | None, paper: Mapping[str, Entry]) -> Entry:
+def _plain(model: EvaluatedModel, row: PaperRow | None, paper: Mapping[str, Entry]) -> Entry:
     if row is None:
         return Entry(model.name, _family(model.architecture or ""), model.scores, is_ours=True)
     return Entry(model.name, row.model, model.scores, row.pretraining, is_ours=True, paper=paper[row.name])
 
 
-def _matches(match: Sequence[str], models: Sequence[Model], rows: Mapping[str, PaperRow]) -> dict[str, PaperRow]:
+def _matches(
+    match: Sequence[str], models: Sequence[EvaluatedModel], rows: Mapping[str, PaperRow]
+) -> dict[str, PaperRow]:
     found: dict[str, PaperRow] = {}
     for text in match:
         name, sign, row = text.rpartition("=")
@@ -98,13 +104,13 @@ def _matches(match: Sequence[str], models: Sequence[Model], rows: Mapping[str, P
     return found
 
 
-def _check_model(name: str, models: Sequence[Model], option: str) -> None:
+def _check_model(name: str, models: Sequence[EvaluatedModel], option: str) -> None:
     names = [model.name for model in models]
     if name not in names:
         raise ValueError(f"{option}: there are no results of {name!r}; there are results of {', '.join(names)}")
 
 
-def _default_baseline(model: Model, models: Sequence[Model]) -> str | None:
+def _default_baseline(model: EvaluatedModel, models: Sequence[EvaluatedModel]) -> str | None:
     packaged = MODELS.get(model.architecture or "")
     candidates = [other for other in models if packaged and other.architecture == packaged.baseline is not None]
     if len(candidates) > 1:
@@ -116,7 +122,7 @@ def _family(architecture: str) -> str:
     return (MODELS[architecture].family if architecture in MODELS else None) or OTHER
 
 
-def remarks(models: Sequence[Model], ours: Sequence[Entry]) -> list[str]:
+def remarks(models: Sequence[EvaluatedModel], ours: Sequence[Entry]) -> list[str]:
     """Return what a reader should know of the results as a whole, a sentence each.
 
     Named are results that are left out, models that are compared with nothing, and data that differ between models or
@@ -125,7 +131,7 @@ def remarks(models: Sequence[Model], ours: Sequence[Entry]) -> list[str]:
     return [*_left_out(models), *_not_compared(ours), *_different_data(models), *_not_published(models)]
 
 
-def _left_out(models: Sequence[Model]) -> Iterator[str]:
+def _left_out(models: Sequence[EvaluatedModel]) -> Iterator[str]:
     names = {result.content["dataset"] for model in models for result in model.results if not result.scores}
     if names:
         yield f"In no table, as the paper does not have them: {', '.join(sorted(names))}."
@@ -138,7 +144,7 @@ def _not_compared(ours: Sequence[Entry]) -> Iterator[str]:
         yield f"Compared with no baseline: {', '.join(names)}. --baseline MODEL names one for all."
 
 
-def _different_data(models: Sequence[Model]) -> Iterator[str]:
+def _different_data(models: Sequence[EvaluatedModel]) -> Iterator[str]:
     hashes: dict[str, set[str | None]] = {}
     for model in models:
         for result in model.results:
@@ -148,7 +154,7 @@ def _different_data(models: Sequence[Model]) -> Iterator[str]:
         yield f"Not all models saw the same data of {', '.join(sorted(names))}: see the hashes at the end."
 
 
-def _not_published(models: Sequence[Model]) -> Iterator[str]:
+def _not_published(models: Sequence[EvaluatedModel]) -> Iterator[str]:
     found: dict[str, set[str]] = {}
     for model in models:
         for result in model.results:

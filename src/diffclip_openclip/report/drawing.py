@@ -12,7 +12,7 @@ from typing import Any
 
 from diffclip_openclip.report.comparison import OTHER, Entry
 from diffclip_openclip.report.figures import Figure
-from diffclip_openclip.report.layouts import Column
+from diffclip_openclip.report.table_layouts import Column
 from diffclip_openclip.report.tables import signed
 
 _INK = "#1a1a1a"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from diffclip_openclip.data.catalog import MMVP_PAPER_PATTERNS
 from diffclip_openclip.report.comparison import Entry
-from diffclip_openclip.report.layouts import OOD, SIX_TASKS, Column
+from diffclip_openclip.report.table_layouts import OOD, SIX_TASKS, Column
 
 _OOD = (*OOD.columns[:-2], Column("Average", OOD.columns[-2].key))
 _PATTERNS = tuple(Column(pattern, f"mmvp/{pattern}") for pattern in MMVP_PAPER_PATTERNS)

@@ -14,8 +14,8 @@ from typing import Any
 
 from diffclip_openclip import __version__
 from diffclip_openclip.report.comparison import Entry
+from diffclip_openclip.report.evaluated_models import EvaluatedModel, Result
 from diffclip_openclip.report.figures import Figure
-from diffclip_openclip.report.models import Model, Result
 from diffclip_openclip.report.table_formats import html
 from diffclip_openclip.report.tables import MISSING, Table
 
@@ -53,7 +53,7 @@ def make_page(
     *,
     figures: Sequence[Figure],
     tables: Sequence[Table],
-    models: Sequence[Model],
+    models: Sequence[EvaluatedModel],
     ours: Sequence[Entry],
     paper: Mapping[str, Entry],
     remarks: Sequence[str],
@@ -116,13 +116,13 @@ def _intro(ours: Sequence[Entry], remarks: Sequence[str]) -> str:
 # where the numbers come from
 
 
-def _provenance(models: Sequence[Model], paper: Mapping[str, Entry]) -> str:
+def _provenance(models: Sequence[EvaluatedModel], paper: Mapping[str, Entry]) -> str:
     """Return a ``section`` with one folded list for each model and each row of the paper."""
     parts = [_result_files(model) for model in models] + [_places_in_the_paper(entry) for entry in paper.values()]
     return '<section id="provenance">\n<h2>Where the numbers come from</h2>\n' + "\n".join(parts) + "\n</section>\n"
 
 
-def _result_files(model: Model) -> str:
+def _result_files(model: EvaluatedModel) -> str:
     head = "".join(f'<th scope="col">{column}</th>' for column in ("file", *_PROVENANCE))
     rows = "\n".join(_result_file(result) for result in model.results)
     facts = {

@@ -21,13 +21,13 @@ from diffclip_openclip.data.catalog import (
     LINEAR_PROBE,
     MMVP_PAPER_PATTERNS,
     MMVP_PATTERNS,
+    RECALL_AT,
     RETRIEVAL,
     ZERO_SHOT,
 )
 
-RECALLS = (1, 5, 10)
 # a result file's name of a set of templates -> the measure
-TEMPLATES = {"paper-7": "zero_shot_7", "openai-80": "zero_shot_80"}
+TEMPLATE_MEASURES = {"paper-7": "zero_shot_7", "openai-80": "zero_shot_80"}
 # a variant's name in this package, for keyboards without a dagger -> its name in the paper
 _VARIANTS = {"DiffCLIP-dynamic": "DiffCLIP*", "DiffCLIP-vision": "DiffCLIP†"}
 
@@ -49,10 +49,10 @@ def members(measure: str, task: str) -> tuple[str, ...]:
 
 def _means() -> dict[str, tuple[str, ...]]:
     means = {f"{measure}/mean": members(measure, LINEAR_PROBE) for measure in ("linear_probe", "few_shot")}
-    for k in RECALLS:
+    for k in RECALL_AT:
         for measure in (f"image_retrieval@{k}", f"text_retrieval@{k}"):
             means[f"{measure}/mean"] = members(measure, RETRIEVAL)
-    for measure in TEMPLATES.values():
+    for measure in TEMPLATE_MEASURES.values():
         means[f"{measure}/mean"] = members(measure, ZERO_SHOT)
         means[f"{measure}/mean_without_imagenet"] = members(measure, ZERO_SHOT)[1:]
     means["mmvp/mean_7"] = tuple(f"mmvp/{pattern}" for pattern in MMVP_PAPER_PATTERNS)

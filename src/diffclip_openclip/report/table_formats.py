@@ -7,7 +7,7 @@ from html import escape
 from itertools import groupby
 
 from diffclip_openclip.report.comparison import Entry
-from diffclip_openclip.report.layouts import Layout
+from diffclip_openclip.report.table_layouts import TableLayout
 from diffclip_openclip.report.tables import Table, TextLine
 
 
@@ -75,7 +75,7 @@ def html(table: Table) -> str:
     )
 
 
-def _html_head(layout: Layout) -> str:
+def _html_head(layout: TableLayout) -> str:
     columns = layout.blocks[0].columns
     titles = "".join(f'<th scope="col">{escape(column.title)}</th>' for column in columns)
     if not any(column.group for column in columns):

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from diffclip_openclip.report.comparison import Entry
-from diffclip_openclip.report.layouts import LAYOUTS, Block, Column, Layout
 from diffclip_openclip.report.paper import MEANS, Score, paper_notes
+from diffclip_openclip.report.table_layouts import LAYOUTS, Block, Column, TableLayout
 
 MISSING = "–"
 
@@ -34,7 +34,7 @@ class TextLine:
 class Table:
     """Hold a layout with its rows and the notes below it."""
 
-    layout: Layout
+    layout: TableLayout
     rows: tuple[TableRow, ...]
     notes: tuple[str, ...]
 
@@ -60,7 +60,7 @@ def signed(value: float, digits: int) -> str:
     return f"{round(value, digits) + 0.0:+.{digits}f}"
 
 
-def _make_table(layout: Layout, paper: Mapping[str, Entry], ours: Sequence[Entry]) -> Table:
+def _make_table(layout: TableLayout, paper: Mapping[str, Entry], ours: Sequence[Entry]) -> Table:
     entries = (*paper.values(), *ours)
     rows = tuple(
         TableRow(block, entry) for block in layout.blocks for entry in entries if _stands(entry, block, layout.derived)
@@ -155,7 +155,7 @@ def _paper_scores(row: TableRow) -> Iterator[Score]:
             yield entry.scores[column.key]
 
 
-def _absent_notes(layout: Layout, rows: Sequence[TableRow], ours: Sequence[Entry]) -> Iterator[str]:
+def _absent_notes(layout: TableLayout, rows: Sequence[TableRow], ours: Sequence[Entry]) -> Iterator[str]:
     absent: dict[str, list[str]] = {}
     for block in layout.blocks:
         there = {row.entry.name for row in rows if row.entry.is_ours and row.block is block}

@@ -1,1 +1,1 @@
-"""What the hosts build: timm image towers, transformers models of both towers, their configurations."""
+"""Define what the hosts build: timm image towers, transformers models of both towers, their configurations."""

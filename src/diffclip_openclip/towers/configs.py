@@ -1,4 +1,4 @@
-"""Configurations of the text and the image tower as transformers models, known to transformers by ``model_type``.
+"""Define the configurations of both towers as transformers models, known to transformers by ``model_type``.
 
 They are apart from the models because transformers' model classes take long to import, which ``import open_clip`` is to
 be spared. Whoever asks ``AutoModel`` for a model has a config first, so it is configs that make their model known.
@@ -90,7 +90,7 @@ class DiffCLIPTextConfig(PretrainedConfig):
                 "max_position_embeddings": max_position_embeddings,
             }
         )
-        if attention_version not in (1, 2):
+        if type(attention_version) is not int or attention_version not in (1, 2):  # True is 1 too
             raise ValueError(f"attention_version is {attention_version!r}; it must be 1 or 2")
         _check_activation(hidden_act)
         _check_number("layer_norm_eps", layer_norm_eps, 0.0, math.inf)
@@ -149,7 +149,7 @@ class DiffCLIPVisionConfig(PretrainedConfig):
 
     def __init__(self, timm_model_name: str = "vit_base_patch16_diffclip_224", **kwargs: Any) -> None:
         register_model("vision")
-        if not timm.is_model(timm_model_name):
+        if not isinstance(timm_model_name, str) or not timm.is_model(timm_model_name):
             raise ValueError(
                 f"timm has no model {timm_model_name!r}; timm.list_models('vit_*') lists those that it has"
             )
@@ -158,26 +158,23 @@ class DiffCLIPVisionConfig(PretrainedConfig):
 
     @property
     def hidden_size(self) -> int:
-        return self._sizes()["hidden_size"]
+        return vit_sizes(self.timm_model_name)["hidden_size"]
 
     @property
     def image_size(self) -> int:
-        return self._sizes()["image_size"]
+        return vit_sizes(self.timm_model_name)["image_size"]
 
     @property
     def patch_size(self) -> int:
-        return self._sizes()["patch_size"]
+        return vit_sizes(self.timm_model_name)["patch_size"]
 
     @property
     def num_hidden_layers(self) -> int:
-        return self._sizes()["num_hidden_layers"]
+        return vit_sizes(self.timm_model_name)["num_hidden_layers"]
 
     @property
     def num_attention_heads(self) -> int:
-        return self._sizes()["num_attention_heads"]
-
-    def _sizes(self) -> dict[str, int]:
-        return vit_sizes(self.timm_model_name)
+        return vit_sizes(self.timm_model_name)["num_attention_heads"]
 
 
 def register_configs() -> None:

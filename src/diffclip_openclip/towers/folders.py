@@ -1,4 +1,4 @@
-"""Folders with a text tower's config and no weights: which of them give a new tower.
+"""Tell which folders with a text tower's config and no weights give a new tower.
 
 open_clip builds every text tower of transformers from a place, ``hf_model_name``, and passes nothing else of the model
 config on to it (open_clip@v3.3.0:src/open_clip/model.py, _build_text_tower). So the place alone can tell a tower that

@@ -1,4 +1,4 @@
-"""What the transformers models of both towers share: attention options, maps, and where new parameters are put.
+"""Hold what the transformers models of both towers share: attention options, maps, and where new parameters are put.
 
 Shape legend: B batch, N tokens, C hidden_size, h maps a layer (pairs of heads in version 1, else heads).
 """
@@ -18,7 +18,7 @@ ATTN_IMPLEMENTATIONS = ("sdpa", "eager")
 
 
 class DiffCLIPPreTrainedModel(PreTrainedModel):
-    """A transformers model whose attention layers choose their own way of computing.
+    """Let a transformers model's attention layers choose their own way of computing.
 
     ``attn_implementation`` may be "sdpa", the default, or "eager". Both run the same layers; only with "eager" does
     transformers let ``output_attentions`` be set in the config. As an argument it is taken with either.

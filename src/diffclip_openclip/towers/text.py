@@ -1,4 +1,4 @@
-"""Text tower: OpenAI's text transformer with differential attention, a transformers model.
+"""Define the text tower: OpenAI's text transformer with differential attention, a transformers model.
 
 Registered with ``AutoConfig`` and ``AutoModel`` under ``model_type = "diffclip_text"``, which is how open_clip's
 ``HFTextEncoder`` builds it. Architecture: CLIP (arXiv 2103.00020, section 2.4), every attention layer differential
@@ -8,6 +8,7 @@ Shape legend: B batch, N tokens, C hidden_size.
 """
 
 import copy
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -33,32 +34,25 @@ _IN_OPEN_CLIP = {r"^text\.transformer\.": ""}
 _WITHOUT_LOADING = {"_from_auto", "adapter_kwargs", "add_pooling_layer", "key_mapping", "revision", "trust_remote_code"}
 
 
-class _Parts(list[str]):
-    """Hold a name's parts, "LayerNorm" being found in them."""
-
-    def __contains__(self, part: object) -> bool:
-        return part == "LayerNorm" or super().__contains__(part)
-
-
-class _LayerNormName(str):
-    """Name a parameter of a LayerNorm: as any string, but that "LayerNorm" is found among its parts."""
-
-    def split(self, *args: Any, **kwargs: Any) -> list[str]:
-        return _Parts(super().split(*args, **kwargs))
-
-
 class _NamesLayerNorms(nn.Module):
-    """Let open_clip's ``--lock-text`` tell a LayerNorm from other layers.
+    """Tell open_clip's ``--lock-text`` which parameters are a LayerNorm's.
 
     Its adapter takes for a LayerNorm what has a module called ``LayerNorm`` in its name, as BERT has, and leaves those
-    trainable unless asked not to (open_clip@v3.3.0:src/open_clip/hf_model.py, HFTextEncoder.lock: ``"LayerNorm" in
-    n.split(".")``). The names of this tower's norms are those of its checkpoints, ``ln_1`` and so on, and must stay.
+    trainable unless asked not to (open_clip@v3.3.0:src/open_clip/hf_model.py, HFTextEncoder.lock). The names of this
+    tower's norms are those of its checkpoints, ``ln_1`` and so on, and must stay. So the adapter's ``lock``, and nobody
+    else, gets names that say it.
     """
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        named = super().named_parameters(*args, **kwargs)
+        caller = None if torch.compiler.is_compiling() else sys._getframe(1)
+        if caller is None or (caller.f_globals.get("__name__"), caller.f_code.co_name) != (
+            "open_clip.hf_model",
+            "lock",
+        ):
+            return named
         norms = {id(p) for module in self.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
-        for name, parameter in super().named_parameters(*args, **kwargs):
-            yield _LayerNormName(name) if id(parameter) in norms else name, parameter
+        return ((f"{name}.LayerNorm" if id(p) in norms else name, p) for name, p in named)
 
 
 class DiffCLIPTextEmbeddings(nn.Module):

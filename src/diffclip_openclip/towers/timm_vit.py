@@ -1,4 +1,4 @@
-"""Image towers: timm's ViT with differential attention, registered with timm under their own names.
+"""Register the image towers with timm: its ViT with differential attention, under names of their own.
 
 The towers are stock ``timm.models.VisionTransformer`` objects built through its ``block_fn`` and ``attn_layer``
 arguments, so everything that timm does with a ViT works on them. All have a class token and a learned position
@@ -32,7 +32,7 @@ __all__: list[str] = []  # timm's register_model appends the towers' names
 
 
 class _TimmArguments(nn.Module):
-    """Takes the constructor arguments that timm's blocks pass, before an attention class of this package."""
+    """Take the constructor arguments that timm's blocks pass, before an attention class of this package."""
 
     def __init__(
         self,
@@ -53,15 +53,15 @@ class _TimmArguments(nn.Module):
 
 
 class TimmDifferentialAttention(_TimmArguments, DifferentialAttention):
-    """:class:`DifferentialAttention` behind the constructor arguments that timm's blocks pass."""
+    """Compute :class:`DifferentialAttention`, behind the constructor arguments that timm's blocks pass."""
 
 
 class TimmDifferentialAttentionV2(_TimmArguments, DifferentialAttentionV2):
-    """:class:`DifferentialAttentionV2` behind the constructor arguments that timm's blocks pass."""
+    """Compute :class:`DifferentialAttentionV2`, behind the constructor arguments that timm's blocks pass."""
 
 
 class DifferentialBlock(Block):
-    """timm's pre-norm block; its index decides lambda_init."""
+    """Compute timm's pre-norm block, whose index decides lambda_init."""
 
     def __init__(self, *, lambda_init: float | str, depth: int = 0, **kwargs: Any) -> None:
         super().__init__(depth=depth, **kwargs)
@@ -69,7 +69,7 @@ class DifferentialBlock(Block):
 
 
 class _Build(NamedTuple):
-    """How timm builds the towers of a kind."""
+    """Describe how timm builds the towers of a kind."""
 
     arguments: dict[str, Any]  # of timm's ViT, except sizes
     preprocessing: dict[str, Any]  # entries of its cfg

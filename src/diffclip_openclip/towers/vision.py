@@ -1,4 +1,4 @@
-"""Image towers as transformers models, for LLaVA-style models that read a tower's hidden states.
+"""Define image towers as transformers models, for LLaVA-style models that read a tower's hidden states.
 
 A tower is a timm ViT without its projection into the joint space. What it gives follows transformers'
 ``CLIPVisionModel`` (transformers@v5.23.0:src/transformers/models/clip/modeling_clip.py): ``hidden_states`` and

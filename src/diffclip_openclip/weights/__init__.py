@@ -1,4 +1,4 @@
-"""Weights in and out: checkpoints of any layout -> an open_clip model directory -> the hub and other libraries.
+"""Read and write weights: checkpoints of any layout -> an open_clip model directory -> the hub and other libraries.
 
 To read in this order: ``checkpoint`` (a file's tensors, safely), ``layouts`` (key tables), ``architecture`` (which
 model they belong to), ``directory`` (OUT, verified) with ``processors`` and ``card`` (what else lies in it), ``runs``
@@ -13,20 +13,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffclip_openclip.weights.checkpoint import read_checkpoint
-    from diffclip_openclip.weights.conversion import convert
-    from diffclip_openclip.weights.hub import push
-    from diffclip_openclip.weights.source import Source, load_source
-    from diffclip_openclip.weights.warm_starting import warm_start
+    from diffclip_openclip.weights.checkpoint import read_checkpoint as read_checkpoint
+    from diffclip_openclip.weights.conversion import convert as convert
+    from diffclip_openclip.weights.hub import push as push
+    from diffclip_openclip.weights.source import Source as Source
+    from diffclip_openclip.weights.source import load_source as load_source
+    from diffclip_openclip.weights.warm_starting import warm_start as warm_start
 
-__all__ = [
-    "Source",
-    "convert",
-    "load_source",
-    "push",
-    "read_checkpoint",
-    "warm_start",
-]
 _MODULES = {
     "Source": "source",
     "convert": "conversion",
@@ -35,6 +28,7 @@ _MODULES = {
     "read_checkpoint": "checkpoint",
     "warm_start": "warm_starting",
 }
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,6 @@ import pathlib
 import pickle
 import re
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +42,6 @@ def _admitted_types() -> list[Any]:
     return admitted
 
 
-def _safe_globals() -> AbstractContextManager[Any]:
-    context: AbstractContextManager[Any] = torch.serialization.safe_globals(_admitted_types())
-    return context
-
-
 def _kind(path: Path) -> str:
     """Return "torch" or "safetensors", by content, since a name's ending may be wrong."""
     with path.open("rb") as file:
@@ -71,7 +65,7 @@ def _load_torch(path: Path) -> Any:
     with path.open("rb") as file:
         zipped = file.read(2) == b"PK"
     try:
-        with _safe_globals():
+        with torch.serialization.safe_globals(_admitted_types()):
             if path.suffix == ".safetensors":  # torch goes by a path's ending where it is given one
                 with path.open("rb") as file:
                     return torch.load(file, map_location="cpu", weights_only=True)

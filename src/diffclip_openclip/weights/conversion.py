@@ -36,10 +36,9 @@ def convert(
         preprocess: "slip" or "openai", for "open_clip" where SRC does not say.
 
     Raises:
-        FileExistsError: ``out`` exists, and ``overwrite`` is not given; or it is anything but an old output of the
-            same kind, or has SRC in it.
-        ValueError: an argument that does not apply; others as :func:`load_source` and :func:`write_directory`.
-        FileNotFoundError, OSError: see these two.
+        FileExistsError: as :func:`~diffclip_openclip.files.check_place`.
+        ValueError: an argument that does not apply.
+        ValueError, FileNotFoundError, OSError: as :func:`load_source` and :func:`write_directory`.
     """
     if preprocess is not None and to != "open_clip":
         raise ValueError(f"--to {to} writes no preprocessing; leave out --preprocess {preprocess}")

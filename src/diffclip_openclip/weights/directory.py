@@ -64,6 +64,12 @@ PREPROCESS: dict[str, dict[str, Any]] = {
 }
 
 
+def preprocess_cfg_of(model: Any) -> dict[str, Any]:
+    """Return the preprocessing that open_clip gave to a model."""
+    settings = open_clip.get_model_preprocess_cfg(model)
+    return {name: settings[name] for name in PREPROCESS["openai"]}
+
+
 def write_directory(
     out: Path,
     *,
@@ -83,7 +89,7 @@ def write_directory(
         check: is given the model that was loaded back, and raises to stop.
 
     Raises:
-        FileExistsError: ``out`` exists, and ``overwrite`` is not given, or ``out`` is not just a model directory.
+        FileExistsError, FileNotFoundError: as :func:`~diffclip_openclip.files.check_place`.
         ValueError: the weights do not fit the architecture, or are not finite.
         OSError: it could not be written, say because the disk is full.
     """

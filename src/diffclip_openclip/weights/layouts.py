@@ -56,56 +56,47 @@ def _under(theirs: str, ours: str, rows: Iterable[Row]) -> list[Row]:
     return [row._replace(theirs=theirs + row.theirs, ours=ours + row.ours) for row in rows]
 
 
+def _layer(theirs: str, ours: str, shape: str = "", change: str = "same") -> list[Row]:
+    """Return the rows of a layer's weight, of the given shape, and of its bias."""
+    bias_shape = shape.partition(" ")[0]
+    return [
+        Row(f"{theirs}.weight", f"{ours}.weight", shape, change),
+        Row(f"{theirs}.bias", f"{ours}.bias", bias_shape, change),
+    ]
+
+
 _DIFFERENTIAL = [
     Row("attn.lambda_q1", "attn.lambda_q1", "d"),
     Row("attn.lambda_k1", "attn.lambda_k1", "d"),
     Row("attn.lambda_q2", "attn.lambda_q2", "d"),
     Row("attn.lambda_k2", "attn.lambda_k2", "d"),
-    Row("attn.{x}_proj.weight", "attn.qkv.weight", "C C", "joined"),
-    Row("attn.{x}_proj.bias", "attn.qkv.bias", "C", "joined"),
+    *_layer("attn.{x}_proj", "attn.qkv", "C C", "joined"),
     Row("attn.diff_norm.weight", "attn.sub_norm.weight", "2d"),
-    Row("attn.out_proj.weight", "attn.proj.weight", "C C"),
-    Row("attn.out_proj.bias", "attn.proj.bias", "C"),
+    *_layer("attn.out_proj", "attn.proj", "C C"),
 ]
-_PLAIN_IMAGE = [
-    Row("attn.qkv.weight", "attn.qkv.weight", "3C C"),
-    Row("attn.qkv.bias", "attn.qkv.bias", "3C"),
-    Row("attn.proj.weight", "attn.proj.weight", "C C"),
-    Row("attn.proj.bias", "attn.proj.bias", "C"),
-]
+_PLAIN_IMAGE = [*_layer("attn.qkv", "attn.qkv", "3C C"), *_layer("attn.proj", "attn.proj", "C C")]
 _PLAIN_TEXT = [
     Row("attn.in_proj_weight", "attn.in_proj_weight", "3C C"),
     Row("attn.in_proj_bias", "attn.in_proj_bias", "3C"),
-    Row("attn.out_proj.weight", "attn.out_proj.weight", "C C"),
-    Row("attn.out_proj.bias", "attn.out_proj.bias", "C"),
+    *_layer("attn.out_proj", "attn.out_proj", "C C"),
 ]
 _IMAGE_BLOCK = [
-    Row("norm1.weight", "norm1.weight", "C"),
-    Row("norm1.bias", "norm1.bias", "C"),
-    Row("norm2.weight", "norm2.weight", "C"),
-    Row("norm2.bias", "norm2.bias", "C"),
-    Row("mlp.fc1.weight", "mlp.fc1.weight", "M C"),
-    Row("mlp.fc1.bias", "mlp.fc1.bias", "M"),
-    Row("mlp.fc2.weight", "mlp.fc2.weight", "C M"),
-    Row("mlp.fc2.bias", "mlp.fc2.bias", "C"),
+    *_layer("norm1", "norm1", "C"),
+    *_layer("norm2", "norm2", "C"),
+    *_layer("mlp.fc1", "mlp.fc1", "M C"),
+    *_layer("mlp.fc2", "mlp.fc2", "C M"),
 ]
 _TEXT_BLOCK = [
-    Row("ln_1.weight", "ln_1.weight", "C"),
-    Row("ln_1.bias", "ln_1.bias", "C"),
-    Row("ln_2.weight", "ln_2.weight", "C"),
-    Row("ln_2.bias", "ln_2.bias", "C"),
-    Row("mlp.c_fc.weight", "mlp.c_fc.weight", "M C"),
-    Row("mlp.c_fc.bias", "mlp.c_fc.bias", "M"),
-    Row("mlp.c_proj.weight", "mlp.c_proj.weight", "C M"),
-    Row("mlp.c_proj.bias", "mlp.c_proj.bias", "C"),
+    *_layer("ln_1", "ln_1", "C"),
+    *_layer("ln_2", "ln_2", "C"),
+    *_layer("mlp.c_fc", "mlp.c_fc", "M C"),
+    *_layer("mlp.c_proj", "mlp.c_proj", "C M"),
 ]
 _IMAGE = [
     Row("visual.cls_token", f"{TRUNK}cls_token", "1 1 C"),
     Row("visual.pos_embed", f"{TRUNK}pos_embed", "1 L C"),
-    Row("visual.patch_embed.proj.weight", f"{TRUNK}patch_embed.proj.weight", "C 3 S S"),
-    Row("visual.patch_embed.proj.bias", f"{TRUNK}patch_embed.proj.bias", "C"),
-    Row("visual.norm.weight", f"{TRUNK}norm.weight", "C"),
-    Row("visual.norm.bias", f"{TRUNK}norm.bias", "C"),
+    *_layer("visual.patch_embed.proj", f"{TRUNK}patch_embed.proj", "C 3 S S"),
+    *_layer("visual.norm", f"{TRUNK}norm", "C"),
     Row("image_projection", "visual.head.proj.weight", "C E", "transposed"),
     Row("logit_scale", "logit_scale"),
     *_under("visual.blocks.{i}.", f"{TRUNK}blocks.{{i}}.", _IMAGE_BLOCK),
@@ -117,16 +108,14 @@ _AUTHORS_IMAGE = {
 }
 _AUTHORS_TEXT = {
     True: [
-        Row("ln_final.weight", f"{TEXT_TOWER}ln_final.weight", "C"),
-        Row("ln_final.bias", f"{TEXT_TOWER}ln_final.bias", "C"),
+        *_layer("ln_final", f"{TEXT_TOWER}ln_final", "C"),
         Row("token_embedding.weight", f"{TEXT_TOWER}embeddings.token_embedding.weight", "V C"),
         Row("positional_embedding", f"{TEXT_TOWER}embeddings.positional_embedding", "L C"),
         Row("text_projection", "text.proj.weight", "C E", "transposed"),
         *_under("transformer.resblocks.{i}.", f"{TEXT_TOWER}layers.{{i}}.", _TEXT_BLOCK + _DIFFERENTIAL),
     ],
     False: [
-        Row("ln_final.weight", "text.ln_final.weight", "C"),
-        Row("ln_final.bias", "text.ln_final.bias", "C"),
+        *_layer("ln_final", "text.ln_final", "C"),
         Row("token_embedding.weight", "text.token_embedding.weight", "V C"),
         Row("positional_embedding", "text.positional_embedding", "L C"),
         Row("text_projection", "text.text_projection", "C E"),
@@ -138,34 +127,26 @@ _AUTHORS_TEXT = {
 _OPENAI_BLOCK = [
     Row("attn.in_proj_weight", "attn.qkv.weight"),
     Row("attn.in_proj_bias", "attn.qkv.bias"),
-    Row("attn.out_proj.weight", "attn.proj.weight"),
-    Row("attn.out_proj.bias", "attn.proj.bias"),
+    *_layer("attn.out_proj", "attn.proj"),
 ]
 _OPENAI_IMAGE_BLOCK = [
-    Row("ln_1.weight", "norm1.weight"),
-    Row("ln_1.bias", "norm1.bias"),
-    Row("ln_2.weight", "norm2.weight"),
-    Row("ln_2.bias", "norm2.bias"),
-    Row("mlp.c_fc.weight", "mlp.fc1.weight"),
-    Row("mlp.c_fc.bias", "mlp.fc1.bias"),
-    Row("mlp.c_proj.weight", "mlp.fc2.weight"),
-    Row("mlp.c_proj.bias", "mlp.fc2.bias"),
+    *_layer("ln_1", "norm1"),
+    *_layer("ln_2", "norm2"),
+    *_layer("mlp.c_fc", "mlp.fc1"),
+    *_layer("mlp.c_proj", "mlp.fc2"),
 ]
 _OPENAI = [
     Row("visual.class_embedding", f"{TRUNK}cls_token", change="unsqueezed 2"),
     Row("visual.positional_embedding", f"{TRUNK}pos_embed", change="unsqueezed 1"),
     Row("visual.conv1.weight", f"{TRUNK}patch_embed.proj.weight"),
-    Row("visual.ln_pre.weight", f"{TRUNK}norm_pre.weight"),
-    Row("visual.ln_pre.bias", f"{TRUNK}norm_pre.bias"),
-    Row("visual.ln_post.weight", f"{TRUNK}norm.weight"),
-    Row("visual.ln_post.bias", f"{TRUNK}norm.bias"),
+    *_layer("visual.ln_pre", f"{TRUNK}norm_pre"),
+    *_layer("visual.ln_post", f"{TRUNK}norm"),
     Row("visual.proj", "visual.head.proj.weight", change="transposed"),
     Row("logit_scale", "logit_scale"),
     *_under("visual.transformer.resblocks.{i}.", f"{TRUNK}blocks.{{i}}.", _OPENAI_IMAGE_BLOCK + _OPENAI_BLOCK),
     Row("text.token_embedding.weight", f"{TEXT_TOWER}embeddings.token_embedding.weight"),
     Row("text.positional_embedding", f"{TEXT_TOWER}embeddings.positional_embedding"),
-    Row("text.ln_final.weight", f"{TEXT_TOWER}ln_final.weight"),
-    Row("text.ln_final.bias", f"{TEXT_TOWER}ln_final.bias"),
+    *_layer("text.ln_final", f"{TEXT_TOWER}ln_final"),
     Row("text.text_projection", "text.proj.weight", change="transposed"),
     *_under(f"{TEXT_TOWER}resblocks.{{i}}.", f"{TEXT_TOWER}layers.{{i}}.", _TEXT_BLOCK + _OPENAI_BLOCK),
 ]
@@ -244,13 +225,11 @@ def from_openai(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
 
 def _rows(table: Iterable[Row], depth: int) -> list[Row]:
     """Return a tower's table with each block's rows written out for all of its blocks."""
-    rows: list[Row] = []
-    for row in table:
-        if "{i}" not in row.ours:
-            rows.append(row)
-        for i in range(depth if "{i}" in row.ours else 0):
-            rows.append(row._replace(theirs=row.theirs.replace("{i}", str(i)), ours=row.ours.replace("{i}", str(i))))
-    return rows
+    return [
+        row._replace(theirs=row.theirs.replace("{i}", str(i)), ours=row.ours.replace("{i}", str(i)))
+        for row in table
+        for i in range(depth if "{i}" in row.ours else 1)
+    ]
 
 
 def _their_keys(row: Row) -> list[str]:

@@ -23,18 +23,12 @@ _DROPOUT_ON_MAPS = re.compile(r"(?<=bias=True\)\n) *\(attn_drop\): Dropout\([^\n
 class LoadedModel:
     """Hold an open_clip model in evaluation mode, with what belongs to it."""
 
-    name: str  # open_clip's, with local-dir: or hf-hub:
-    pretrained: str  # a tag or a checkpoint file; empty where the name says all
+    spec: ModelSpec
     model: nn.Module
     tokenizer: Callable[..., torch.Tensor]
     preprocess: Callable[..., torch.Tensor]  # makes an image tensor of a PIL image, as open_clip does in evaluation
     preprocess_cfg: dict[str, Any]  # its settings: open_clip's PreprocessCfg as a dictionary
     architecture: str | None = None  # open_clip's name of it, if there is one
-
-    @property
-    def label(self) -> str:
-        """Return the name in tables."""
-        return ModelSpec(self.name, self.pretrained).label
 
     @cached_property
     def sha256(self) -> str:
@@ -60,6 +54,7 @@ def load_model(spec: str, device: str | torch.device = "cpu") -> LoadedModel:
         ValueError: a name or tag that open_clip does not know, no weights, weights of another model, or weights that
             are not finite.
         FileNotFoundError: a directory or checkpoint file that is not there.
+        OSError: a directory without its weights.
     """
     parsed = parse_spec(spec)
     given = TrainingRun.of_checkpoint(parsed.checkpoint).preprocess_cfg if parsed.checkpoint else None
@@ -72,7 +67,7 @@ def load_model(spec: str, device: str | torch.device = "cpu") -> LoadedModel:
     tokenizer = open_clip.get_tokenizer(parsed.name)
     settings = dict(open_clip.get_model_preprocess_cfg(model))
     architecture = architecture_of_spec(parsed)
-    return LoadedModel(parsed.name, parsed.pretrained, model.eval(), tokenizer, preprocess, settings, architecture)
+    return LoadedModel(parsed, model.eval(), tokenizer, preprocess, settings, architecture)
 
 
 @contextmanager

@@ -42,15 +42,13 @@ def export_onnx(directory: str | Path, output: str | Path, *, overwrite: bool = 
 
     Args:
         directory: model directory in open_clip's form, as ``diffclip convert`` makes them.
-        output: the folder to make.
-        overwrite: replace it where it exists.
 
     Returns:
         A line for each file, with its largest absolute difference from PyTorch.
 
     Raises:
         ImportError: onnx, onnxruntime or onnxscript is not installed.
-        FileExistsError: ``output`` exists, and ``overwrite`` is not given, or it is not just an old export.
+        FileExistsError: as :func:`~diffclip_openclip.files.check_place`.
         FileNotFoundError: ``directory`` is not a model directory with weights.
         ValueError: ``directory`` was moved or copied, so that open_clip would take another's text tower; or a tower
             gives other values in ONNX Runtime than in PyTorch; nothing is written then.

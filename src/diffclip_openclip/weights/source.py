@@ -22,7 +22,7 @@ from diffclip_openclip.weights.architecture import (
     text_config_for,
 )
 from diffclip_openclip.weights.checkpoint import StateDict, read_checkpoint
-from diffclip_openclip.weights.directory import PREPROCESS, initial_state, read_config
+from diffclip_openclip.weights.directory import PREPROCESS, initial_state, preprocess_cfg_of, read_config
 from diffclip_openclip.weights.layouts import Layout, detect, from_reference
 from diffclip_openclip.weights.runs import TrainingRun
 from diffclip_openclip.weights.spec import ModelSpec, parse_source
@@ -86,9 +86,7 @@ def _from_named(spec: ModelSpec, variant: str | None) -> Source:
     if spec.checkpoint is not None:
         return replace(_from_file(spec.checkpoint, None, architecture_of(model_cfg)), label=str(spec))
     model = open_clip.create_model(spec.name, spec.pretrained)
-    preprocess = open_clip.get_model_preprocess_cfg(model)
-    preprocess_cfg = {name: preprocess[name] for name in PREPROCESS["openai"]}
-    return Source(str(spec), None, dict(model.state_dict()), architecture_of(model_cfg), preprocess_cfg)
+    return Source(str(spec), None, dict(model.state_dict()), architecture_of(model_cfg), preprocess_cfg_of(model))
 
 
 def _only_warm_start(what: object, src: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.model import convert_to_custom_text_state_dict, get_model_preprocess_cfg
+from open_clip.model import convert_to_custom_text_state_dict
 from open_clip.transformer import QuickGELU
 from torch import nn
 
@@ -21,7 +21,7 @@ from diffclip_openclip.models import TEXT_TOWER, TRUNK
 from diffclip_openclip.weights.architecture import recognize
 from diffclip_openclip.weights.card import model_card
 from diffclip_openclip.weights.checkpoint import StateDict, read_checkpoint
-from diffclip_openclip.weights.directory import MODEL_DIRECTORY, PREPROCESS, write_directory
+from diffclip_openclip.weights.directory import MODEL_DIRECTORY, PREPROCESS, preprocess_cfg_of, write_directory
 from diffclip_openclip.weights.layouts import Layout, detect, from_openai, from_reference
 from diffclip_openclip.weights.runs import TrainingRun
 from diffclip_openclip.weights.source import Source
@@ -42,8 +42,7 @@ def warm_start(src: str, out: Path, *, preprocess: str | None = None, overwrite:
     Raises:
         ValueError: an unknown name or tag, another architecture than CLIP's ViTs with a counterpart here, or embeddings
             that differ from SRC's.
-        FileExistsError: ``out`` exists, and ``overwrite`` is not given; or it is not just a model directory, or is SRC.
-        FileNotFoundError, OSError: as :func:`write_directory`.
+        FileExistsError, FileNotFoundError, OSError: as :func:`write_directory`.
     """
     spec = parse_spec(src)
     inputs = [path for path in (spec.directory, spec.checkpoint) if path is not None]
@@ -130,7 +129,7 @@ def _load(spec: ModelSpec) -> tuple[Any, str | None, dict[str, Any] | None]:
         model = open_clip.create_model(spec.name, spec.pretrained or None, **options)
     except pickle.UnpicklingError as error:
         raise ValueError(f"the weights of {spec} hold more than tensors and were not loaded: {error}") from error
-    return model.eval(), None, _preprocess(model)
+    return model.eval(), None, preprocess_cfg_of(model)
 
 
 def _load_file(model: Any, path: Path, name: str) -> dict[str, Any] | None:
@@ -143,11 +142,6 @@ def _load_file(model: Any, path: Path, name: str) -> dict[str, Any] | None:
     except RuntimeError as error:
         raise ValueError(f"{path} does not hold the weights of {name}: {error}") from error
     return preprocess_cfg
-
-
-def _preprocess(model: Any) -> dict[str, Any]:
-    preprocess_cfg = get_model_preprocess_cfg(model)
-    return {key: preprocess_cfg[key] for key in PREPROCESS["openai"]}
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from clip_benchmark.datasets.builder import build_dataset
 from PIL import Image
 from support.images import dots, number, pictures, pixels, read_back, save
 
-from diffclip_openclip.data.classes import class_names, imagenet_folders
+from diffclip_openclip.data.catalog import class_names, imagenet_folders
 from diffclip_openclip.data.sources import folders
 
 

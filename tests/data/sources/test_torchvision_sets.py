@@ -13,8 +13,7 @@ from scipy.io import savemat
 from support.images import dots, number, pictures, pixels, read_back, save, tree
 from torchvision.datasets import CIFAR10, CIFAR100, DTD, FGVCAircraft, Flowers102, Food101, OxfordIIITPet
 
-from diffclip_openclip.data.catalog import find_data_set
-from diffclip_openclip.data.classes import class_names
+from diffclip_openclip.data.catalog import class_names, find_data_set
 from diffclip_openclip.data.sources.torchvision_sets import SETS, Labelled, cifar, convert, listed, write_splits
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from diffclip_openclip.data.classes import imagenet_folders, templates
+from diffclip_openclip.data.catalog import imagenet_folders, templates
 from diffclip_openclip.data.writer import Split, classification_metadata, classified
 
 
@@ -24,22 +24,12 @@ def convert(
     passed over.
 
     Args:
-        name: the data set's name.
         source: the folder of the class folders.
-        root: the folder of all data sets.
-        split: the split's name.
         classnames: a file of other class names, a line for each label.
-        overwrite: whether a split that is there is replaced.
-
-    Returns:
-        lines to show.
 
     Raises:
-        ValueError: class folders that are missing, unknown or empty, a file that is no image, or ``classnames`` of
-            another number of lines.
+        ValueError: class folders that are missing, unknown or empty, or ``classnames`` of another number of lines.
         FileNotFoundError: there is no ``source`` or ``classnames``.
-        FileExistsError: as :meth:`diffclip_openclip.data.writer.Split.write`.
-        ImportError: a package of the extra ``eval`` is not installed.
     """
     target = Split(root, name, split, overwrite)
     if finished := target.finished():

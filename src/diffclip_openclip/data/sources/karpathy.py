@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffclip_openclip.data.catalog import KARPATHY, names_from
-from diffclip_openclip.data.writer import Sample, Split, retrieval_metadata
+from diffclip_openclip.data.writer import RETRIEVAL_METADATA, Sample, Split
 
 
 class _Entry(NamedTuple):
     """Hold one image's entry in the JSON."""
 
     filename: str
-    # The folder below ``images`` that COCO's entries name; "" in the others.
-    folder: str
+    folder: str  # the folder below ``images`` that COCO's entries name; "" in the others
     captions: list[str]
 
 
@@ -28,22 +27,14 @@ def convert(
     CocoCaptions for COCO).
 
     Args:
-        name: the data set's name, one of the paper's with captions.
+        name: one of the paper's data sets with captions.
         annotations: Karpathy's JSON, ``{"images": [{"filename", "filepath", "split", "sentences": [{"raw"}]}]}``.
         images: the folder of ``filepath``/``filename``, or of ``filename``.
-        root: the folder of all data sets.
-        split: one of Karpathy's splits.
-        overwrite: whether a split that is there is replaced.
-
-    Returns:
-        lines to show.
 
     Raises:
         ValueError: ``name`` is none of the paper's, ``annotations`` is of another form or has no such split, or an
-            image is listed twice, has no caption, or cannot be read.
+            image is listed twice or has no caption.
         FileNotFoundError: a file that is missing.
-        FileExistsError: as :meth:`diffclip_openclip.data.writer.Split.write`.
-        ImportError: webdataset is not installed.
     """
     if name not in (known := names_from(KARPATHY)):
         raise ValueError(f"{name!r} is no data set with captions of the paper's; there are {', '.join(known)}")
@@ -57,7 +48,7 @@ def convert(
             raise ValueError(f"{entry.filename} has no caption in {annotations}")
         empty += len(entry.captions) - len(captions)
         samples.append(Sample(_find(images, entry), {"txt": "\n".join(captions).encode("utf-8")}))
-    lines = target.write(samples, len(samples), retrieval_metadata())
+    lines = target.write(samples, len(samples), RETRIEVAL_METADATA)
     return [*lines, f"warning: {empty} empty captions left out"] if empty else lines
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffclip_openclip.data.catalog import MMVP_PATTERNS
-from diffclip_openclip.data.writer import Sample, Split, retrieval_metadata
+from diffclip_openclip.data.writer import RETRIEVAL_METADATA, Sample, Split
 
 _FOLDERS = ("MLLM_VLM Images", "MMVP_VLM_Images", "MLLM_VLM_Images")
 _PER_PATTERN = 30  # questions: 15 pairs
@@ -20,8 +20,7 @@ class _Question(NamedTuple):
     """Hold a row of Questions.csv."""
 
     qid: int
-    # The column Type, which also names the folder of the image.
-    kind: str
+    kind: str  # the column Type, which also names the folder of the image
     statement: str
 
 
@@ -35,18 +34,10 @@ def convert(*, source: Path, root: Path, overwrite: bool = False) -> list[str]:
 
     Args:
         source: the folder of Questions.csv and of the folder of images.
-        root: the folder of all data sets.
-        overwrite: whether a split that is there is replaced.
-
-    Returns:
-        lines to show.
 
     Raises:
-        ValueError: a row that is none, a question given twice, without partner, or beyond the 270, or an image that
-            cannot be read.
+        ValueError: a row that is none, or a question given twice, without partner, or beyond the 270.
         FileNotFoundError: a file that is missing.
-        FileExistsError: as :meth:`diffclip_openclip.data.writer.Split.write`.
-        ImportError: webdataset is not installed.
     """
     target = Split(root, "mmvp", "test", overwrite)
     if finished := target.finished():
@@ -62,7 +53,7 @@ def convert(*, source: Path, root: Path, overwrite: bool = False) -> list[str]:
             about = {"qid": question.qid, "pattern": _pattern(first), "pair": (first.qid - 1) // 2}
             fields = {"txt": question.statement.encode("utf-8"), "json": json.dumps(about).encode("ascii")}
             samples.append(Sample(image, fields))
-    return target.write(samples, len(samples), retrieval_metadata())
+    return target.write(samples, len(samples), RETRIEVAL_METADATA)
 
 
 def _pattern(question: _Question) -> str:

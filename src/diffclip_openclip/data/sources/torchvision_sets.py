@@ -23,8 +23,7 @@ from torchvision.datasets import (
 )
 from torchvision.datasets.utils import download_and_extract_archive
 
-from diffclip_openclip.data.catalog import find_data_set
-from diffclip_openclip.data.classes import class_names, templates
+from diffclip_openclip.data.catalog import class_names, find_data_set, templates
 from diffclip_openclip.data.images import ImageSource
 from diffclip_openclip.data.writer import Split, classification_metadata, classified
 from diffclip_openclip.extras import require
@@ -37,12 +36,9 @@ _PARTITIONS = "https://vision.princeton.edu/projects/2010/SUN/download/Partition
 class Labelled(NamedTuple):
     """Hold one split of a classification set."""
 
-    # Class names by label.
-    classes: Sequence[str]
-    # Images with their labels, from 0.
-    samples: Sequence[tuple[ImageSource, int]]
-    # What there is to say of the split.
-    notes: Sequence[str] = ()
+    classes: Sequence[str]  # class names by label
+    samples: Sequence[tuple[ImageSource, int]]  # images with their labels, from 0
+    notes: Sequence[str] = ()  # what there is to say of the split
 
 
 # Opens a split: (torchvision's root, train/val/test, whether to download what is not there). Each raises RuntimeError,
@@ -53,23 +49,14 @@ OpenSplit = Callable[[Path, str, bool], Labelled]
 def convert(name: str, *, source: Path, root: Path, download: bool = False, overwrite: bool = False) -> list[str]:
     """Write all splits of a data set that torchvision's class of it reads from ``source`` to ``root``/``name``.
 
-    Splits that are complete stay, and their source is not looked at.
-
     Args:
         name: one of :data:`SETS`.
         source: torchvision's root.
-        root: the folder of all data sets.
         download: whether torchvision puts into ``source`` what is not there.
-        overwrite: whether splits that are there are replaced.
-
-    Returns:
-        lines to show.
 
     Raises:
         ValueError: ``name`` is none of :data:`SETS`, or the source is broken.
         FileNotFoundError: the source is not there, or lacks an image.
-        FileExistsError: as :meth:`diffclip_openclip.data.writer.Split.write`.
-        ImportError: a package of the extra ``eval`` is not installed.
         OSError: a download that fails.
     """
     if name not in SETS:

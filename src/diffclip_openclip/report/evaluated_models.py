@@ -17,11 +17,12 @@ from diffclip_openclip.data.catalog import (
     MMVP_PATTERNS,
     POPE,
     POPE_CATEGORIES,
+    RECALL_AT,
     RETRIEVAL,
     ZERO_SHOT,
 )
 from diffclip_openclip.evaluation.results import RESULT_TASKS, read, result_paths
-from diffclip_openclip.report.paper import RECALLS, TEMPLATES, Score, with_means
+from diffclip_openclip.report.paper import TEMPLATE_MEASURES, Score, with_means
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Model:
+class EvaluatedModel:
     """Hold all results of a checkpoint in one precision and with one seed."""
 
     name: str  # the label, with the checkpoint's hash and the settings where the label alone is not unique
@@ -50,13 +51,13 @@ class Model:
         """Return the scores of all results, and the means whose members are all there."""
         return with_means({key: score for result in self.results for key, score in result.scores.items()}, False)
 
-    def is_set_as(self, other: "Model") -> bool:
+    def is_set_as(self, other: "EvaluatedModel") -> bool:
         """Tell whether precision and seed are the same, as far as both are known."""
         pairs = ((self.precision, other.precision), (self.seed, other.seed))
         return all(mine == theirs or mine is None or theirs is None for mine, theirs in pairs)
 
 
-def read_models(folder: Path) -> list[Model]:
+def read_models(folder: Path) -> list[EvaluatedModel]:
     """Return all models that have results in ``folder``, by name.
 
     Files elsewhere than in a model's folder of a known task are not read.
@@ -106,11 +107,12 @@ def _scored(path: Path, task: str, content: Mapping[str, Any]) -> Iterator[tuple
     elif not any(name == data_set.name and task in data_set.tasks for data_set in DATA_SETS):
         return
     elif task == ZERO_SHOT:
-        if content["templates"] not in TEMPLATES:
-            raise ValueError(f"{path}: templates is {content['templates']!r}, not one of {', '.join(TEMPLATES)}")
-        yield f"{TEMPLATES[content['templates']]}/{name}", ("acc1",)
+        templates = content["templates"]
+        if templates not in TEMPLATE_MEASURES:
+            raise ValueError(f"{path}: templates is {templates!r}, not one of {', '.join(TEMPLATE_MEASURES)}")
+        yield f"{TEMPLATE_MEASURES[templates]}/{name}", ("acc1",)
     elif task == RETRIEVAL:
-        for k, kind in product(RECALLS, ("image", "text")):
+        for k, kind in product(RECALL_AT, ("image", "text")):
             metric = f"{kind}_retrieval_recall@{k}"
             if content["metrics"].get(metric, 0) is not None:  # null: fewer than k images or captions
                 yield f"{kind}_retrieval@{k}/{name}", (metric,)
@@ -157,7 +159,7 @@ def _by_checkpoint(results: Iterable[Result]) -> dict[tuple[str, str | None], li
     return groups
 
 
-def _models(label: str, sha256: str | None, results: Sequence[Result], ambiguous: bool) -> Iterator[Model]:
+def _models(label: str, sha256: str | None, results: Sequence[Result], ambiguous: bool) -> Iterator[EvaluatedModel]:
     """Yield a model for each precision and seed; a result that depends on neither is in each of them."""
     name = f"{label} @ {sha256[:8] if sha256 else 'no checkpoint'}" if ambiguous else label
     settings = _settings(results)
@@ -168,7 +170,7 @@ def _models(label: str, sha256: str | None, results: Sequence[Result], ambiguous
         shown = [precision] if several_precisions else []
         shown += [f"seed {seed}"] if several_seeds and seed is not None else []
         architecture = next((result.content.get("architecture") for result in own if result.task != POPE), None)
-        yield Model(
+        yield EvaluatedModel(
             f"{name} ({', '.join(map(str, shown))})" if shown else name, architecture, sha256, precision, seed, own
         )
 

@@ -36,7 +36,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Layout:
+class TableLayout:
     """Describe a table."""
 
     name: str  # of its files
@@ -84,7 +84,7 @@ SIX_TASKS = (
 )
 OOD = _zero_shot("The paper's 7 templates", "zero_shot_7")
 
-TABLE_1 = Layout(
+TABLE_1 = TableLayout(
     "table1",
     "Table 1. Classification: linear probing and few-shot",
     "Accuracy in percent; of linear probing, the mean of the classes' for Caltech-101, Pets, Flowers and Aircraft.",
@@ -93,13 +93,13 @@ TABLE_1 = Layout(
         Block("Few-shot", _with_mean("few_shot", LINEAR_PROBE)),
     ),
 )
-TABLE_2 = Layout(
+TABLE_2 = TableLayout(
     "table2",
     "Table 2. Zero-shot retrieval and zero-shot ImageNet",
     "Recall@5 and top-1 accuracy in percent; ImageNet with the paper's 7 templates.",
     (Block("", (*_retrieval(5), Column("ImageNet", "zero_shot_7/imagenet1k", "Zero-shot"))),),
 )
-TABLE_3 = Layout(
+TABLE_3 = TableLayout(
     "table3",
     "Table 3. POPE",
     "Percent; yes is the positive answer. The paper's language models use its CC12M image towers.",
@@ -115,21 +115,21 @@ TABLE_3 = Layout(
     ),
     digits=2,
 )
-TASKS = Layout(
+TASKS_TABLE = TableLayout(
     "tasks",
     "The six tasks of Figures 1 and 5",
     "Percent: means of Tables 1 and 2 (retrieval: Recall@5), zero-shot ImageNet, and the mean that Figure 3 shows.",
     (Block("", SIX_TASKS),),
     derived=True,
 )
-ZERO_SHOT_TABLE = Layout(
+ZERO_SHOT_TABLE = TableLayout(
     "zero_shot",
     "Figure 3 as a table: zero-shot ImageNet and its variants",
     "Top-1 accuracy in percent, with the 7 templates of the paper and with OpenAI's 80, which open_clip's trainer and "
     "clip_benchmark use. All other tables and all figures here use the 7.",
     (OOD, _zero_shot("OpenAI's 80 templates", "zero_shot_80")),
 )
-MMVP_TABLE = Layout(
+MMVP_TABLE = TableLayout(
     "mmvp",
     "Figure 4 as a table: MMVP-VLM",
     "Pairs of which both texts pick their own image, percent of each pattern's (15 in the benchmark). Chance is 25. "
@@ -145,13 +145,13 @@ MMVP_TABLE = Layout(
         ),
     ),
 )
-RECALL_TABLE = Layout(
+RECALL_TABLE = TableLayout(
     "recall",
     "Recall@1 and Recall@10",
     "Percent. The paper prints Recall@5 only (Table 2).",
     (Block("Recall@1", _retrieval(1)), Block("Recall@10", _retrieval(10))),
 )
-POPE_TABLE = Layout(
+POPE_TABLE = TableLayout(
     "pope",
     "POPE: F1 and share of the answer yes",
     "Percent. The paper does not print these.",
@@ -164,4 +164,4 @@ POPE_TABLE = Layout(
     ),
     digits=2,
 )
-LAYOUTS = (TASKS, TABLE_1, TABLE_2, RECALL_TABLE, ZERO_SHOT_TABLE, MMVP_TABLE, TABLE_3, POPE_TABLE)
+LAYOUTS = (TASKS_TABLE, TABLE_1, TABLE_2, RECALL_TABLE, ZERO_SHOT_TABLE, MMVP_TABLE, TABLE_3, POPE_TABLE)

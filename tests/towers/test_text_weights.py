@@ -6,6 +6,7 @@ import shutil
 import weakref
 
 import accelerate
+import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -211,7 +212,7 @@ def test_a_locked_towers_layer_norms_train_unless_asked_not_to(unlocked_layers, 
 def test_names_of_parameters_are_plain_for_everybody_else(tmp_path):
     """They are keys of dictionaries that others save and load."""
     tower = open_clip.create_model("DiffCLIP-nano").text.transformer
-    names = {name: parameter for name, parameter in tower.named_parameters()}
+    names = dict(tower.named_parameters())
     assert {type(name) for name in names} == {str}
     assert names.keys() == tower.state_dict().keys()
     torch.save(names, tmp_path / "averaged.pt")

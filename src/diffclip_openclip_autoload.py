@@ -1,4 +1,4 @@
-"""Start-up hook: registers diffclip_openclip's models when, and only when, open_clip is imported.
+"""Register diffclip_openclip's models when, and only when, open_clip is imported.
 
 This module is a finder for ``sys.meta_path``, importlib's extension point. ``diffclip_openclip_autoload.pth`` puts a
 stand-in there at interpreter start that imports this module only when open_clip is looked for, since importing anything

@@ -1,4 +1,4 @@
-"""Differential attention: the layers, their definitions and the ways to compute them; torch only."""
+"""Define differential attention: layers, definitions and the ways to compute them. It imports torch only."""
 
 from diffclip_openclip.attention.paths import choose_path, use_path
 from diffclip_openclip.attention.reference import (

@@ -1,4 +1,4 @@
-"""The CPU operator: differential attention block by block, so that no map leaves the cache and none is kept.
+"""Compute differential attention on the CPU block by block, so that no map leaves the cache and none is kept.
 
 Explicit maps cost hardly more arithmetic than plain attention, but at ViT sizes they go through memory several times.
 Here a block of maps is made, subtracted, multiplied with v and normalised in buffers that stay in the cache, and the
@@ -188,7 +188,7 @@ def _attend_cpu_backward(
 def _norm_backward(
     grad: torch.Tensor, heads: torch.Tensor, inverse_rms: torch.Tensor, weight: torch.Tensor, grad_weight: torch.Tensor
 ) -> torch.Tensor:
-    """Compute the gradient before the norm; adds the weight's to ``grad_weight``."""
+    """Compute the gradient before the norm, and add the weight's to ``grad_weight``, which all blocks share."""
     normed = heads * inverse_rms
     product = grad * normed
     grad_weight += product.sum((0, 1, 2))

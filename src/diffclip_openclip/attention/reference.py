@@ -1,4 +1,4 @@
-"""The definitions of differential attention, written out; every faster way is tested against them.
+"""Write out the definitions of differential attention, against which every faster way is tested.
 
 Sources: DiffCLIP (arXiv 2503.06626, section 3) after Differential Transformer (arXiv 2410.05258) for version 1;
 microsoft/unilm@31646c5:Diff-Transformer/Diff-Transformer-V2/multihead_flashdiffv2.py for version 2.

@@ -1,4 +1,4 @@
-"""The layer of DiffCLIP: two softmax maps of paired heads, the second subtracted with one learned weight a layer.
+"""Define the layer of DiffCLIP: two softmax maps a pair of heads, the second subtracted with a learned weight.
 
 Source: DiffCLIP (arXiv 2503.06626, section 3) after Differential Transformer (arXiv 2410.05258). Parameters are named
 as in timm's ``DiffAttention`` (pytorch-image-models@1.0.31:timm/layers/diff_attention.py), so weights move between the

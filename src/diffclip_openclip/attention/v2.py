@@ -1,4 +1,4 @@
-"""The layer of Differential Transformer V2: twice the query heads over shared keys and values, lambda by token.
+"""Define the layer of Differential Transformer V2: twice the query heads over shared keys, lambda by token.
 
 Source: microsoft/unilm@31646c5:Diff-Transformer/Diff-Transformer-V2/multihead_flashdiffv2.py. Against version 1 there
 is no norm of the heads and no lambda_init, and keys, values and the output projection are those of plain attention.

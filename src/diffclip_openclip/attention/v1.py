@@ -143,29 +143,30 @@ class DifferentialAttention(nn.Module):
         Raises:
             ValueError: an ``attn_mask`` of another shape or dtype.
         """
-        qkv_BNC3 = self.qkv(x)
-        lambda_, norm = self.compute_lambda(), self.sub_norm
-        dropout_p = self.attn_drop.p if self.training else 0.0
+        joined_BNC = self._attend(self.qkv(x), attn_mask, is_causal)
         if torch.jit.is_scripting():
-            heads_BNPe = attend(qkv_BNC3, lambda_, self.num_heads, attn_mask, is_causal, dropout_p)
-            out_BNC = self.proj(self._scaled_norm(heads_BNPe))
+            out_BNC = self.proj(joined_BNC)
         else:
-            if not self.fused_attn:
-                q_BHNd, k_BHNd, v_BPNe = split_heads(qkv_BNC3, self.num_heads)
-                maps_BHNN = self.attn_drop(softmax_maps(q_BHNd, k_BHNd, attn_mask, is_causal))
-                joined_BNC = self._scaled_norm(apply_maps(maps_BHNN, lambda_, v_BPNe))
-            elif is_stock(norm, nn.RMSNorm) and norm.weight is not None and norm.eps is not None:
-                weight_e = norm.weight * (1.0 - self.lambda_init)
-                joined_BNC = attend_and_normalise(
-                    qkv_BNC3, lambda_, weight_e, norm.eps, self.num_heads, attn_mask, is_causal, dropout_p
-                )
-            else:
-                joined_BNC = self._scaled_norm(
-                    attend(qkv_BNC3, lambda_, self.num_heads, attn_mask, is_causal, dropout_p)
-                )
             with spared(joined_BNC, self.proj):
                 out_BNC = self.proj(joined_BNC)
         return self.proj_drop(out_BNC)
+
+    def _attend(self, qkv_BNC3: torch.Tensor, attn_mask: Optional[torch.Tensor], is_causal: bool) -> torch.Tensor:
+        """Compute (1 - lambda_init) RMSNorm((A1 - lambda A2) v) with joined heads, (B, N, C)."""
+        lambda_ = self.compute_lambda()
+        dropout_p = self.attn_drop.p if self.training else 0.0
+        if not torch.jit.is_scripting():
+            if not self.fused_attn:  # the maps go through a module, where tools read them
+                q_BHNd, k_BHNd, v_BPNe = split_heads(qkv_BNC3, self.num_heads)
+                maps_BHNN = self.attn_drop(softmax_maps(q_BHNd, k_BHNd, attn_mask, is_causal))
+                return self._scaled_norm(apply_maps(maps_BHNN, lambda_, v_BPNe))
+            norm = self.sub_norm
+            if is_stock(norm, nn.RMSNorm) and norm.weight is not None and norm.eps is not None:
+                weight_e = norm.weight * (1.0 - self.lambda_init)
+                return attend_and_normalise(
+                    qkv_BNC3, lambda_, weight_e, norm.eps, self.num_heads, attn_mask, is_causal, dropout_p
+                )
+        return self._scaled_norm(attend(qkv_BNC3, lambda_, self.num_heads, attn_mask, is_causal, dropout_p))
 
     def _scaled_norm(self, heads_BNPe: torch.Tensor) -> torch.Tensor:
         """Compute (1 - lambda_init) RMSNorm(heads) by the module itself, (B, N, C)."""

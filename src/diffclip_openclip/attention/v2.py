@@ -92,21 +92,24 @@ class DifferentialAttentionV2(nn.Module):
         Raises:
             ValueError: an ``attn_mask`` of another shape or dtype.
         """
-        q_BHNd, k_BPNd, v_BPNd = self._split(self.qkv(x))
-        lambda_ = self.compute_lambda(x)
-        dropout_p = self.attn_drop.p if self.training else 0.0
+        joined_BNC = self._attend(self.qkv(x), self.compute_lambda(x), attn_mask, is_causal)
         if torch.jit.is_scripting():
-            out_BNC = self.proj(attend_v2(q_BHNd, k_BPNd, v_BPNd, lambda_, attn_mask, is_causal, dropout_p))
+            out_BNC = self.proj(joined_BNC)
         else:
-            if self.fused_attn:
-                joined_BNC = attend_v2(q_BHNd, k_BPNd, v_BPNd, lambda_, attn_mask, is_causal, dropout_p)
-            else:
-                k_BHNd = k_BPNd.repeat_interleave(2, dim=1)
-                maps_BHNN = self.attn_drop(softmax_maps(q_BHNd, k_BHNd, attn_mask, is_causal))
-                joined_BNC = apply_maps(maps_BHNN, lambda_, v_BPNd).flatten(2)
             with spared(joined_BNC, self.proj):
                 out_BNC = self.proj(joined_BNC)
         return self.proj_drop(out_BNC)
+
+    def _attend(
+        self, qkv_BNC4: torch.Tensor, lambda_: torch.Tensor, attn_mask: Optional[torch.Tensor], is_causal: bool
+    ) -> torch.Tensor:
+        """Compute (A1 - lambda A2) v with joined heads, (B, N, C)."""
+        q_BHNd, k_BPNd, v_BPNd = self._split(qkv_BNC4)
+        dropout_p = self.attn_drop.p if self.training else 0.0
+        if not torch.jit.is_scripting() and not self.fused_attn:  # the maps go through a module, where tools read them
+            maps_BHNN = self.attn_drop(softmax_maps(q_BHNd, k_BPNd.repeat_interleave(2, dim=1), attn_mask, is_causal))
+            return apply_maps(maps_BHNN, lambda_, v_BPNd).flatten(2)
+        return attend_v2(q_BHNd, k_BPNd, v_BPNd, lambda_, attn_mask, is_causal, dropout_p)
 
     def _split(self, qkv_BNC4: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         B, N, _ = qkv_BNC4.shape

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import resource
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from support.common import plain_environment, script
 from diffclip_cli.main import main
 from diffclip_openclip import to_reference
 from diffclip_openclip.weights import directory
+from diffclip_openclip.weights.architecture import recognize
 
 
 @pytest.fixture(scope="module")
@@ -268,3 +270,11 @@ def test_help_has_examples(command, capsys):
         main([command, "--help"])
     assert ended.value.code == 0
     assert f"diffclip {command} " in capsys.readouterr().out.split("example")[1]
+
+
+@pytest.mark.parametrize("key", ["text.transformer.embeddings.positional_embedding", "visual.trunk.pos_embed"])
+def test_an_empty_tensor_that_tells_a_size_is_named(key):
+    state_dict = dict(open_clip.create_model("DiffCLIP-nano").state_dict())
+    state_dict[key] = state_dict[key][..., :0, :]
+    with pytest.raises(ValueError, match=f"{re.escape(key)} has shape .*0, 128.*, which holds no values"):
+        recognize(state_dict)

@@ -223,6 +223,10 @@ def _shape(state_dict: Mapping[str, torch.Tensor], key: str, num_dims: int) -> t
         raise ValueError(f"the state dict lacks {key}")
     if state_dict[key].dim() != num_dims:
         raise ValueError(f"{key} has shape {list(state_dict[key].shape)}, which needs {num_dims} dimensions")
+    if 0 in state_dict[key].shape:
+        raise ValueError(
+            f"{key} has shape {list(state_dict[key].shape)}, which holds no values; copy the weights again"
+        )
     return state_dict[key].shape
 
 

@@ -1,5 +1,6 @@
 """Give open_clip's unchanged trainer images and captions of any kind, and spoiled shards."""
 
+import math
 import random
 import re
 from io import BytesIO
@@ -144,7 +145,9 @@ def test_training_goes_on_over_spoiled_shards(spoiled):
     folder, log = spoiled
     losses = losses_in(log)
     assert len(losses) == EPOCHS * 4
-    assert all(0 < loss < 4 for loss in losses)
+    # webdataset shuffles by process and time, so a batch may hold one caption several times and lose more than chance
+    assert all(math.isfinite(loss) and loss > 0 for loss in losses)
+    assert sum(losses) / len(losses) < 4
     last = load_checkpoint(checkpoint_path(folder, f"epoch_{EPOCHS}"))
     assert steps_of(last) == {EPOCHS * 4}
     assert all(value.isfinite().all() for value in last["state_dict"].values())

@@ -30,7 +30,7 @@ test: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	$(PYTEST) -m 'slow or not slow'
-	$(OTHER_CPU) $(PYTEST) tests/attention tests/towers tests/weights tests/evaluation
+	$(OTHER_CPU) $(PYTEST) tests/attention tests/towers tests/hosts tests/explain
 
 test-lowest:
 	test -x $(VENV)-lowest/bin/python || $(PYTHON) -m venv $(VENV)-lowest

@@ -197,8 +197,8 @@ def test_lower_precision(kind, dtype):
     exact = attention_maps(model.double(), images(dtype=dtype).double(), texts())
     for layer, reference in zip(maps, exact, strict=True):
         assert layer.attention.dtype == layer.a1.dtype == dtype
-        # Two layers' roundings of tensors that are kept, in units of the dtype's; and those of sums, which are float32 in
-        # any order: norms and projections of 32 and 128 terms, scores of 8 and values of 17, some 300 terms a layer.
+        # Two layers' roundings of tensors that are kept, in units of the dtype's; and those of sums, which are float32
+        # in any order: norms and projections of 32 and 128 terms, scores of 8 and values of 17, some 300 terms a layer.
         error = (layer.attention.double() - reference.attention).abs().max()
         assert error < 16 * torch.finfo(dtype).eps + 2 * 300 * torch.finfo(torch.float32).eps / 2
 

@@ -146,10 +146,8 @@ def test_what_follows_fused_attention_is_not_kept(kind, monkeypatch):
 # --- the norm is a module of its own ---
 
 
-@every_way
-def test_hooks_on_the_norm_run(kind, path):
-    if kind == "v2" or path == "blocks":
-        pytest.skip("version 2 has no norm; a hooked norm is not fused, so blocks refuse it")
+@pytest.mark.parametrize("path", ["maps", "sdpa"])
+def test_hooks_on_the_norm_run(path):
     layer, seen = _layer(), []
     expected = layer(_tokens())
     layer.sub_norm.register_forward_hook(lambda module, args, out: seen.append(out.shape))
@@ -461,10 +459,8 @@ def test_compiles_for_a_range_of_batch_sizes(kind):
         torch.testing.assert_close(compiled(tokens), layer(tokens), rtol=1e-10, atol=1e-12)
 
 
-@every_way
+@pytest.mark.parametrize(("kind", "path"), [way for way in WAYS if "blocks" not in way])
 def test_a_frozen_layer_within_vmap(kind, path):
-    if path == "blocks":
-        pytest.skip("the operator has no batching rule, and use_path('blocks') says so")
     layer, x = _layer(kind), _tokens(1, 3)
     with use_path(path):
         out = torch.func.vmap(lambda scale: layer(x) * scale)(torch.ones(3, dtype=torch.float64))

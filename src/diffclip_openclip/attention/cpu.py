@@ -24,14 +24,14 @@ and r; the maps are made again.
 Shape legend: that of reference.py, and R rows of a block (samples x pairs).
 """
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from diffclip_openclip.attention.reference import pair
+from diffclip_openclip.attention.paths import split_heads
+from diffclip_openclip.attention.reference import attention_bias, pair
 
 
 def _block_size(B: int, P: int, N: int, itemsize: int, block_bytes: int) -> tuple[int, int]:
@@ -48,13 +48,8 @@ def _blocks(B: int, P: int, size: tuple[int, int]) -> Iterator[tuple[slice, slic
 
 def _heads(qkv_BNC3: torch.Tensor, num_heads: int) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
     """Return views: q and k of both maps, each (B, P, N, d), and v, (B, P, N, e)."""
-    q_BNC, k_BNC, v_BNC = qkv_BNC3.chunk(3, dim=-1)
-    q, k = (pair(x_BNC.unflatten(-1, (num_heads, -1)).transpose(1, 2)) for x_BNC in (q_BNC, k_BNC))
-    return list(q), list(k), v_BNC.unflatten(-1, (num_heads // 2, -1)).transpose(1, 2)
-
-
-def _causal_bias(is_causal: bool, N: int, dtype: torch.dtype) -> torch.Tensor | None:
-    return torch.full([N, N], -math.inf, dtype=dtype).triu_(1) if is_causal else None
+    q_BHNd, k_BHNd, v_BPNe = split_heads(qkv_BNC3, num_heads)
+    return list(pair(q_BHNd)), list(pair(k_BHNd)), v_BPNe
 
 
 def _make_maps(
@@ -98,7 +93,7 @@ def attend_cpu(
     out_BNPe = qkv.new_empty(B, N, P, e)
     kept_BPNe = qkv.new_empty((B, P, N, e) if keep else 0)
     inverse_rms_BPN1 = qkv.new_empty((B, P, N, 1) if keep else 0, dtype=dtype)
-    bias, factor = _causal_bias(is_causal, N, dtype), float(lambda_)
+    bias, factor = attention_bias(None, is_causal, B, num_heads, N, dtype, qkv.device), float(lambda_)
     size = _block_size(B, P, N, dtype.itemsize, block_bytes)
     buffers = torch.empty(2, size[0] * size[1], N, N, dtype=dtype)
     with torch.autocast("cpu", enabled=False):
@@ -157,7 +152,7 @@ def _attend_cpu_backward(
     grad_q, grad_k, grad_v = _heads(grad_qkv, num_heads)
     # float64: sums over all blocks, of which there may be thousands
     grad_lambda, grad_weight = torch.zeros((), dtype=torch.float64), torch.zeros(e, dtype=torch.float64)
-    bias, factor = _causal_bias(is_causal, N, dtype), float(lambda_)
+    bias, factor = attention_bias(None, is_causal, B, num_heads, N, dtype, qkv.device), float(lambda_)
     size = _block_size(B, P, N, dtype.itemsize, block_bytes)
     buffers = torch.empty(4, size[0] * size[1], N, N, dtype=dtype)
     with torch.autocast("cpu", enabled=False):

@@ -1,12 +1,14 @@
 """Write outputs that appear whole or not at all, and that replace nothing but their like; and hash files."""
 
 import hashlib
+import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 _LITTER = (".DS_Store", "Thumbs.db")  # of desktops, in every folder that was looked at
 
@@ -118,3 +120,8 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file that people can read, too."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

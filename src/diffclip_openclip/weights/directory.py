@@ -7,7 +7,7 @@ Directories of earlier versions lack these two, and nothing that reads a directo
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from open_clip.constants import (
 )
 from transformers.utils import CONFIG_NAME
 
-from diffclip_openclip.files import Folder, check_place, staged
+from diffclip_openclip.files import Folder, check_place, staged, write_json
 from diffclip_openclip.weights.architecture import Architecture
 from diffclip_openclip.weights.checkpoint import StateDict, save_safetensors
 from diffclip_openclip.weights.processors import (
@@ -163,7 +163,7 @@ def config_at(folder: Path, place: str) -> dict[str, Any]:
 def write_place(folder: Path) -> None:
     """Set the place of the text tower that ``folder``'s config names to ``folder``, for a directory that was moved."""
     with staged(folder / HF_CONFIG_NAME, overwrite=True) as new:
-        _write_json(new, config_at(folder, str(folder.resolve())))
+        write_json(new, config_at(folder, str(folder.resolve())))
 
 
 def initial_state(architecture: Architecture, folder: Path) -> StateDict:
@@ -177,12 +177,8 @@ def _write_configs(folder: Path, architecture: Architecture, preprocess_cfg: dic
     if architecture.text_config is not None:
         model_cfg = model_cfg | {"text_cfg": {**model_cfg["text_cfg"], "hf_model_name": str(place)}}
         text_config = architecture.text_config | {"transformers_weights": HF_SAFE_WEIGHTS_NAME}
-        _write_json(folder / CONFIG_NAME, text_config)
-    _write_json(folder / HF_CONFIG_NAME, {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg})
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / CONFIG_NAME, text_config)
+    write_json(folder / HF_CONFIG_NAME, {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg})
 
 
 def _create(folder: Path, **kwargs: Any) -> Any:

@@ -17,7 +17,6 @@ The image processor has the pixels of open_clip's transform, with two exceptions
 - transformers converts palette and CMYK images to RGB before it resizes them, open_clip afterwards.
 """
 
-import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +26,8 @@ from ftfy import chardata
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, SimpleTokenizer
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
+
+from diffclip_openclip.files import write_json
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
@@ -63,7 +64,7 @@ def write_tokenizer(folder: Path, text_cfg: Mapping[str, Any]) -> None:
         "split_special_tokens": True,  # so that an exclamation mark in a text is none of padding
         "model_max_length": text_cfg.get("context_length", DEFAULT_CONTEXT_LENGTH),
     }
-    _write_json(folder / config, settings)
+    write_json(folder / config, settings)
 
 
 def write_image_processor(folder: Path) -> None:
@@ -79,7 +80,7 @@ def write_image_processor(folder: Path) -> None:
         return
     # It resizes by PIL, as open_clip does. AutoImageProcessor takes a CLIPImageProcessor that resizes by torchvision,
     # which rounds grey levels in another place, also for the name CLIPImageProcessorPil.
-    _write_json(folder / IMAGE_PROCESSOR_FILE, settings | {"image_processor_type": "PilBackend"})
+    write_json(folder / IMAGE_PROCESSOR_FILE, settings | {"image_processor_type": "PilBackend"})
 
 
 @lru_cache
@@ -120,7 +121,3 @@ def _cleaning() -> list[Any]:
         normalizers.NFC(),
         normalizers.Lowercase(),
     ]
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

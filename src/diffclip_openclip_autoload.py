@@ -24,18 +24,30 @@ armed_by = __name__  # marks our finders: this module and the stand-in of the .p
 
 
 def _register() -> None:
+    """Import the package, whose import registers the models; whatever fails in it is told and does not leave here.
+
+    A process that was forked in there ends as it wants to.
+    """
+    process = os.getpid()
     try:
         import diffclip_openclip  # noqa: F401  its import registers the models
-    except Exception as error:
-        import warnings
-
-        warnings.warn(
+    except (Exception, SystemExit) as error:
+        if os.getpid() != process:
+            raise
+        _tell(
             f"diffclip_openclip could not register its models with open_clip ({type(error).__name__}: {error}). "
             "open_clip itself works. Run `python -c 'import diffclip_openclip'` for the whole error, reinstall or "
-            f"uninstall diffclip-openclip, or set {SWITCH}=0 to silence this.",
-            RuntimeWarning,
-            stacklevel=2,
+            f"uninstall diffclip-openclip, or set {SWITCH}=0 to silence this."
         )
+
+
+def _tell(message: str) -> None:
+    import warnings
+
+    try:
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    except RuntimeWarning:  # of `python -W error`, whose user asked for errors of the program, not of a plugin
+        print(message, file=sys.stderr)
 
 
 class _HostLoader:

@@ -74,6 +74,24 @@ def test_a_broken_plugin_never_breaks_the_host(failure, stand_ins, tmp_path):
     assert "DIFFCLIP_OPENCLIP_AUTOLOAD=0" in output
 
 
+@pytest.mark.parametrize("failure", ["raise RuntimeError('half installed')", "raise SystemExit(3)"])
+def test_a_broken_plugin_ends_no_program_that_makes_warnings_errors(failure, stand_ins, tmp_path):
+    (stand_ins / "diffclip_openclip.py").write_text(failure)
+    output = _run("import open_clip; print(open_clip.factory.value)", stand_ins, tmp_path, PYTHONWARNINGS="error")
+    assert "could not register its models with open_clip" in output
+    assert output.endswith("1\n")
+
+
+def test_a_fork_within_the_plugin_may_exit(stand_ins, tmp_path):
+    """It must not go on as a second copy of the program."""
+    (stand_ins / "diffclip_openclip.py").write_text(
+        "import os, sys\nchild = os.fork()\nif not child:\n    sys.exit(7)\nprint(os.waitpid(child, 0)[1] >> 8)\n"
+    )
+    output = _run("import open_clip; print('done')", stand_ins, tmp_path)
+    assert output.endswith("7\ndone\n")
+    assert output.count("done") == 1
+
+
 def test_an_error_of_the_host_stays_its_own(stand_ins, tmp_path):
     (stand_ins / "open_clip" / "__init__.py").write_text("raise ImportError('torch is too old')")
     code = "try:\n import open_clip\nexcept ImportError as error:\n print(error)"
@@ -81,8 +99,8 @@ def test_an_error_of_the_host_stays_its_own(stand_ins, tmp_path):
 
 
 PTH_LINE = (SOURCE / "diffclip_openclip_autoload.pth").read_text().strip()
-ARMED = {  # as site does it: the .pth's line, or from Python 3.15 on the .start's entry point
-    "pth": PTH_LINE,
+ARMED = {  # as site does it: the .pth's line (twice in a venv of 3.11), or from 3.15 on the .start's entry point
+    "pth": f"{PTH_LINE}\n{PTH_LINE}",
     "start": "import diffclip_openclip_autoload as hook; hook.arm(); hook.arm()",
 }
 

@@ -1,6 +1,8 @@
 """register(): repeatable, refuses clashes, leaves nothing behind."""
 
 import json
+import os
+import shutil
 import threading
 
 import open_clip
@@ -24,6 +26,51 @@ def test_repeating_changes_nothing():
     for thread in threads:
         thread.join()
     assert {name: open_clip.get_model_config(name) for name in open_clip.list_models()} == before
+
+
+def test_open_clip_reads_no_folder_again_that_is_gone(tmp_path):
+    """In a shared /tmp its name is free for anybody, who would define models at the next ``add_model_config``."""
+    code = (
+        "import open_clip\npaths = open_clip.factory._MODEL_CONFIG_PATHS\n"
+        "print('DiffCLIP-B-16' in open_clip.list_models(), [p for p in paths if not p.exists()], len(paths))"
+    )
+    assert run_python(code, tmp_path, TMPDIR=str(tmp_path)).endswith("True [] 1\n")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def one_model_missing(monkeypatch):
+    """A model that open_clip does not know, and must not keep."""
+    models = dict(open_clip.factory._MODEL_CONFIGS)
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", models)
+    del models["DiffCLIP-nano"]
+
+
+def test_a_fork_that_ends_within_takes_nothing_from_the_other_process(one_model_missing, monkeypatch):
+    add = open_clip.add_model_config
+
+    def forked(folder):
+        if child := os.fork():
+            os.waitpid(child, 0)
+            add(folder)
+        else:
+            raise SystemExit  # unwinds, as sys.exit() does in somebody's import hook
+
+    monkeypatch.setattr(open_clip, "add_model_config", forked)
+    parent = os.getpid()
+    try:
+        diffclip_openclip.register()
+    finally:
+        if os.getpid() != parent:
+            os._exit(0)
+    assert "DiffCLIP-nano" in open_clip.list_models()
+
+
+def test_configs_that_were_taken_away_are_missed(one_model_missing, monkeypatch):
+    add = open_clip.add_model_config
+    monkeypatch.setattr(open_clip, "add_model_config", lambda folder: (shutil.rmtree(folder), add(folder)))
+    with pytest.raises(RuntimeError, match=r"did not take the models \['DiffCLIP-nano'\].*register\(\) again"):
+        diffclip_openclip.register()
 
 
 def test_names_are_those_of_the_design():

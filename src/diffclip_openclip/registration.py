@@ -6,6 +6,8 @@ alone, so open_clip is given copies with absolute paths.
 """
 
 import json
+import os
+import shutil
 import tempfile
 import threading
 from pathlib import Path
@@ -93,6 +95,7 @@ def register() -> None:
     Raises:
         ValueError: one of the names is taken by a different model; nothing is then registered with open_clip.
         FileNotFoundError: the package's own model configs are missing, or there is no usable temporary directory.
+        RuntimeError: open_clip did not get the configs; another call may succeed.
     """
     with _lock:
         missing = _missing_configs({path.stem: _resolved_config(path) for path in config_dir().glob("*.json")})
@@ -102,7 +105,27 @@ def register() -> None:
         if not missing:
             return
         # open_clip takes files only, and reads them at once
-        with tempfile.TemporaryDirectory(prefix="diffclip_openclip_") as folder:
+        folder, process = Path(tempfile.mkdtemp(prefix="diffclip_openclip_")), os.getpid()
+        try:
             for name, config in missing.items():
-                Path(folder, f"{name}.json").write_text(json.dumps(config), encoding="utf-8")
+                (folder / f"{name}.json").write_text(json.dumps(config), encoding="utf-8")
             open_clip.add_model_config(folder)
+        finally:
+            _forget(folder)
+            if os.getpid() == process:  # a fork that ends in here leaves the folder to the process that it is of
+                shutil.rmtree(folder, ignore_errors=True)
+        if lost := missing.keys() - set(open_clip.list_models()):
+            raise RuntimeError(
+                f"open_clip did not take the models {sorted(lost)} from {folder}, which something else emptied in the "
+                "meantime; call diffclip_openclip.register() again"
+            )
+
+
+def _forget(folder: Path) -> None:
+    """Take a folder that is to be deleted out of the list that open_clip reads again at each ``add_model_config``.
+
+    Its name is free from then on: in a shared /tmp whoever makes it again would define models. open_clip has no
+    function for it.
+    """
+    paths = getattr(open_clip.factory, "_MODEL_CONFIG_PATHS", [])
+    paths[:] = [path for path in paths if path != folder]

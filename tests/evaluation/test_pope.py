@@ -59,6 +59,14 @@ def test_answers_are_aligned_by_id_whatever_their_order(tmp_path):
     assert pope.score(*_files(tmp_path, QUESTIONS, answers))["accuracy"] == pytest.approx(4 / 6)
 
 
+def test_lines_end_at_line_feeds_alone(tmp_path):
+    """JSON strings may hold Unicode's other line breaks."""
+    questions, answers = _files(tmp_path, QUESTIONS, [])
+    said = ({"question_id": i, "text": "No\u2028 \x85x" if i != 1 else "Yes"} for i in range(6))
+    answers.write_text("\r\n".join(json.dumps(row, ensure_ascii=False) for row in said), encoding="utf-8", newline="")
+    assert pope.score(questions, answers)["accuracy"] == pytest.approx(4 / 6)
+
+
 @pytest.mark.parametrize(
     ("answers", "message"),
     [

@@ -26,6 +26,7 @@ from support.common import write_tar
 from support.images import encoded
 
 from diffclip_cli.main import build_parser, main
+from diffclip_openclip.data.catalog import SUGAR_CREPE_KINDS
 
 matplotlib.get_configdir(), matplotlib.get_cachedir()  # which it makes at their first use
 NAME, PLAIN = "DiffCLIP-nano", "CLIP-nano-baseline"
@@ -171,6 +172,16 @@ def make_inputs(root: Path) -> None:
     (root / "mmvp/Questions.csv").write_text("Question ID,Type,Statement\n1,Texts,a mug\n2,Texts,a lamp\n")
     entry = {"filename": "image.png", "split": "test", "sentences": [{"raw": "a mug"}]}
     (root / "dataset.json").write_text(json.dumps({"images": [entry]}))
+    (root / "captions.csv").write_text("image,caption\nimage.png,a mug\n")
+    question = {"filename": "image.png", "caption": "a mug", "negative_caption": "a lamp"}
+    (root / "sugar-crepe").mkdir()
+    for kind in SUGAR_CREPE_KINDS:
+        (root / "sugar-crepe" / f"{kind}.json").write_text(json.dumps({"0": question}))
+    (root / "winoground").mkdir()
+    example = {"id": 0, "image_0": "../../image", "image_1": "../../image", "caption_0": "a mug", "caption_1": "mug a"}
+    example |= {"tag": "", "secondary_tag": "", "num_main_preds": 1, "collapsed_tag": ""}
+    (root / "winoground" / "examples.jsonl").write_text(json.dumps(example))
+    (root / "winoground" / "images").mkdir()
     (root / "questions.jsonl").write_text('{"question_id": 1, "text": "Is there a dog?", "label": "yes"}\n')
     (root / "answers.jsonl").write_text('{"question_id": 1, "text": "No."}\n')
     (root / "noise.bin").write_bytes(bytes(range(256)) * 10)

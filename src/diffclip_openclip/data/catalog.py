@@ -1,7 +1,8 @@
-"""List the paper's data sets, a row each: tasks, splits, sizes, source, metric, place in the paper; and their classes.
+"""List the data sets, a row each: tasks, splits, sizes, source, metric, place in the paper; and their classes.
 
-Names are clip_benchmark's, without its "vtab/". Splits and metrics of linear probe and few-shot are those of
-mbanani/lgssl@e4ae979:lgssl/datasets/catalog.py; docs/data.md gives the source of each size.
+The paper's come first, then those that are evaluated beside them. Names are clip_benchmark's, without its "vtab/".
+Splits and metrics of linear probe and few-shot are those of mbanani/lgssl@e4ae979:lgssl/datasets/catalog.py;
+docs/data.md gives the source of each size.
 """
 
 import json
@@ -25,6 +26,12 @@ FOLDER = "folder"
 KARPATHY = "karpathy"
 TORCHVISION = "torchvision"
 MMVP_QUESTIONS = "mmvp"
+SUGAR_CREPE_QUESTIONS = "sugar-crepe"
+WINOGROUND_EXAMPLES = "winoground"
+
+# Names of data sets that have a form and a protocol of their own.
+SUGAR_CREPE = "sugar_crepe"
+WINOGROUND = "winoground"
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,8 @@ class DataSet:
     title: str  # the paper's name for it
     tasks: tuple[str, ...]  # what is measured on it
     splits: Mapping[str, int | None] = field(hash=False)  # that its tasks read: published number of images, or None
+    # Published number of captions of those splits, where a published size has one.
+    captions: Mapping[str, int] = field(hash=False, default_factory=dict)
     source: str | None = None  # the form of ``diffclip data`` that writes it; None for a user's own data set
     paper: tuple[str, ...] = ()  # the tables and figures of the paper that show it
     mean_per_class: bool = False  # the linear probe's accuracy is the mean of the classes' recall; otherwise top-1
@@ -43,16 +52,18 @@ class DataSet:
 
 def _imagenet(name: str, title: str, images: int, synsets: str | None, *tables: str) -> DataSet:
     paper = (*tables, "Figure 3")
-    return DataSet(name, title, (ZERO_SHOT,), {"test": images}, FOLDER, paper, synsets=synsets)
+    return DataSet(name, title, (ZERO_SHOT,), {"test": images}, source=FOLDER, paper=paper, synsets=synsets)
 
 
-def _captioned(name: str, title: str, images: int) -> DataSet:
-    return DataSet(name, title, (RETRIEVAL,), {"test": images}, KARPATHY, ("Table 2",))
+def _captioned(name: str, title: str, images: int, captions: int) -> DataSet:
+    counts = {"test": captions}
+    return DataSet(name, title, (RETRIEVAL,), {"test": images}, counts, source=KARPATHY, paper=("Table 2",))
 
 
 def _probed(name: str, title: str, mean_per_class: bool = False, **images: int) -> DataSet:
     # Without an official split ``val``, a fifth of train is held out at evaluation.
-    return DataSet(name, title, (LINEAR_PROBE, FEW_SHOT), images, TORCHVISION, ("Table 1",), mean_per_class)
+    tasks = (LINEAR_PROBE, FEW_SHOT)
+    return DataSet(name, title, tasks, images, source=TORCHVISION, paper=("Table 1",), mean_per_class=mean_per_class)
 
 
 _SYNSETS = "imagenet_synsets.txt"
@@ -63,9 +74,9 @@ DATA_SETS = (
     _imagenet("imagenet-a", "ImageNet-A", 7_500, "imagenet_a_synsets.txt"),
     _imagenet("imagenet-r", "ImageNet-R", 30_000, "imagenet_r_synsets.txt"),
     _imagenet("imagenet_sketch", "ImageNet-Sketch", 50_889, _SYNSETS),
-    _captioned("flickr30k", "Flickr30k", 1_000),
-    _captioned("flickr8k", "Flickr8k", 1_000),
-    _captioned("mscoco_captions", "MSCOCO", 5_000),
+    _captioned("flickr30k", "Flickr30k", 1_000, captions=5_000),
+    _captioned("flickr8k", "Flickr8k", 1_000, captions=5_000),
+    _captioned("mscoco_captions", "MSCOCO", 5_000, captions=25_010),
     _probed("caltech101", "Caltech-101", mean_per_class=True, train=3_060, test=6_084),
     _probed("dtd", "DTD", train=1_880, val=1_880, test=1_880),
     _probed("pets", "Pets", mean_per_class=True, train=3_680, test=3_669),
@@ -75,7 +86,9 @@ DATA_SETS = (
     _probed("cifar10", "CIFAR10", train=50_000, test=10_000),
     _probed("cifar100", "CIFAR100", train=50_000, test=10_000),
     _probed("food101", "Food-101", train=75_750, test=25_250),
-    DataSet("mmvp", "MMVP-VLM", (MMVP,), {"test": 270}, MMVP_QUESTIONS, ("Figure 4",)),
+    DataSet("mmvp", "MMVP-VLM", (MMVP,), {"test": 270}, source=MMVP_QUESTIONS, paper=("Figure 4",)),
+    DataSet(SUGAR_CREPE, "SugarCrepe", (), {"test": 1_560}, source=SUGAR_CREPE_QUESTIONS),
+    DataSet(WINOGROUND, "Winoground", (), {"test": 800}, source=WINOGROUND_EXAMPLES),
 )
 
 # MMVP-VLM's patterns in the benchmark's order (tsb0601/MMVP@7635005:scripts/evaluate_vlm.py).
@@ -93,6 +106,18 @@ MMVP_PATTERNS = (
 # The patterns that the paper's Figure 4 shows.
 MMVP_PAPER_PATTERNS = tuple(name for name in MMVP_PATTERNS if name not in ("Quantity and Count", "Texts"))
 
+# SugarCrepe's kinds of questions, each a file, with the number of its questions; in the order of the authors' script
+# (RAIVNLab/sugar-crepe@0047054:main_eval.py and data/).
+SUGAR_CREPE_KINDS = {
+    "add_obj": 2_062,
+    "add_att": 692,
+    "replace_obj": 1_652,
+    "replace_att": 788,
+    "replace_rel": 1_406,
+    "swap_obj": 245,
+    "swap_att": 666,
+}
+
 # The k of recall@k in retrieval; the paper shows 5.
 RECALL_AT = (1, 5, 10)
 
@@ -102,46 +127,52 @@ _BY_NAME = {data_set.name: data_set for data_set in DATA_SETS}
 
 
 def known_data_set(name: str) -> DataSet | None:
-    """Return the paper's data set of that name, or None where the paper has no such data set."""
+    """Return the data set of that name, or None where the table has no such."""
     return _BY_NAME.get(name)
 
 
 def find_data_set(name: str) -> DataSet:
-    """Return the paper's data set of that name.
+    """Return the data set of that name.
 
     Raises:
-        ValueError: the paper has no such data set; the message lists those it has.
+        ValueError: the table has no such data set; the message lists those it has.
     """
     if name not in _BY_NAME:
-        raise ValueError(f"{name!r} is no data set of the paper; there are {', '.join(_BY_NAME)}")
+        raise ValueError(f"{name!r} is no data set that is known; there are {', '.join(_BY_NAME)}")
     return _BY_NAME[name]
 
 
 def names_from(source: str) -> list[str]:
-    """List the paper's data sets that a form of ``diffclip data`` writes."""
+    """List the data sets of the table that a form of ``diffclip data`` writes."""
     return [data_set.name for data_set in DATA_SETS if data_set.source == source]
 
 
-def deviations(name: str, images: Mapping[str, int]) -> list[str]:
-    """Describe the splits of one of the paper's data sets that are not of the published size.
+def deviations(name: str, images: Mapping[str, int], captions: Mapping[str, int] | None = None) -> list[str]:
+    """Describe the splits of a data set of the table that are not of the published size.
 
     Args:
         images: numbers of images by split.
+        captions: numbers of captions by split, where they are known.
     """
-    published = _BY_NAME[name].splits if name in _BY_NAME else {}
+    if (data_set := _BY_NAME.get(name)) is None:
+        return []
+    counted = (("images", images, data_set.splits), ("captions", captions or {}, data_set.captions))
     return [
-        f"{split} {count:,} images instead of {published[split]:,}"
-        for split, count in images.items()
-        if published.get(split) is not None and count != published[split]
+        f"{split} {count:,} {what} instead of {published[split]:,}"
+        for what, counts, published in counted
+        for split, count in counts.items()
+        if published.get(split) not in (None, count)
     ]
 
 
-def size_warning(name: str, split: str, images: int) -> list[str]:
-    """Return a warning where a split of one of the paper's data sets is not of the published size, else nothing."""
-    if not deviations(name, {split: images}):
+def size_warning(name: str, split: str, images: int, captions: int | None = None) -> list[str]:
+    """Return a warning where a split of a data set of the table is not of the published size, else nothing."""
+    if not deviations(name, {split: images}, {} if captions is None else {split: captions}):
         return []
-    published = _BY_NAME[name].splits[split]
-    return [f"warning: the published {name}/{split} has {published:,} images: results will not compare with others'"]
+    size = f"{_BY_NAME[name].splits[split]:,} images"
+    if split in _BY_NAME[name].captions:
+        size += f" and {_BY_NAME[name].captions[split]:,} captions"
+    return [f"warning: the published {name}/{split} has {size}: results will not compare with others'"]
 
 
 def class_names(key: str) -> list[str]:

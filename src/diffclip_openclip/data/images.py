@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-ImageSource = Path | Image.Image
+ImageSource = Path | bytes | Image.Image  # a file, a file's content, or pixels
 
 # The extensions of images in shards that clip_benchmark reads.
 EXTENSIONS = ("webp", "png", "jpg", "jpeg")
@@ -55,21 +55,21 @@ def encode(image: ImageSource) -> tuple[str, bytes]:
     """
     if isinstance(image, Image.Image):
         return "png", _png(image)
-    if not image.is_file():
+    if isinstance(image, Path) and not image.is_file():
         raise FileNotFoundError(f"there is no image {image}, which belongs to the data set; complete the source")
-    data = image.read_bytes()
+    name, data = (str(image), image.read_bytes()) if isinstance(image, Path) else ("an image of the source", image)
     try:
         opened = Image.open(BytesIO(data))
         opened.load()  # verify() would pass a JPEG that is cut off
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        raise ValueError(f"{image} is no image that can be read ({error}); replace it with an intact one") from error
+        raise ValueError(f"{name} is no image that can be read ({error}); replace it with an intact one") from error
     extension = _KEPT.get(opened.format or "")
     if extension and not opened.mode.startswith("I"):
         return extension, data
     try:
         return "png", _png(to_rgb(opened))
     except ValueError as error:
-        raise ValueError(f"{image}: {error}") from error
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _png(image: Image.Image) -> bytes:

@@ -18,7 +18,8 @@ from diffclip_openclip.files import sha256, staged
 SHARD_COUNT = "nshards.txt"  # in each split
 CLASS_NAMES = "classnames.txt"  # line i names class i
 TEMPLATES = "zeroshot_classification_templates.txt"  # a template a line, with {c} for the class
-TYPE = "dataset_type.txt"  # "retrieval" where images have captions
+TYPE = "dataset_type.txt"  # one of the kinds below; classification where there is no such file
+CLASSIFICATION, RETRIEVAL, SELECTION = "classification", "retrieval", "image_caption_selection"
 # The text files beside the splits, which say how to read the shards.
 METADATA = (CLASS_NAMES, TEMPLATES, TYPE)
 

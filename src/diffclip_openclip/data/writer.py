@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from diffclip_openclip.data.catalog import size_warning
 from diffclip_openclip.data.images import ImageSource, encode
-from diffclip_openclip.data.layout import CLASS_NAMES, METADATA, SHARD_COUNT, TEMPLATES, TYPE
+from diffclip_openclip.data.layout import CLASS_NAMES, METADATA, RETRIEVAL, SHARD_COUNT, TEMPLATES, TYPE
 from diffclip_openclip.extras import require
 from diffclip_openclip.files import Folder, check_place, staged
 
@@ -24,7 +24,7 @@ SHARD_SIZE = 1000  # samples; readers decode shards in parallel
 # The names of at most 10,000 shards, as patterns of fnmatch.
 _SHARDS = ("[0-9].tar", "[1-9][0-9].tar", "[1-9][0-9][0-9].tar", "[1-9][0-9][0-9][0-9].tar")
 # The text file of a set of images with captions.
-RETRIEVAL_METADATA = {TYPE: "retrieval\n"}
+RETRIEVAL_METADATA = {TYPE: f"{RETRIEVAL}\n"}
 _SPLIT = Folder("a split of a data set", (SHARD_COUNT, *_SHARDS), mark=SHARD_COUNT)
 
 
@@ -39,6 +39,30 @@ class Sample:
 def classified(image: ImageSource, label: int) -> Sample:
     """Make a sample of a classification set; ``label`` counts from 0."""
     return Sample(image, {"cls": str(label).encode("ascii")})
+
+
+def one_line(caption: str) -> str:
+    """Put a caption on one line: line breaks of all kinds become spaces, as readers split by ``str.splitlines``."""
+    return " ".join(caption.splitlines()).strip()
+
+
+def captioned(entries: Iterable[tuple[Path, Sequence[str]]]) -> tuple[list[Sample], list[str]]:
+    """Make the samples of a retrieval set of images with their captions, each caption on a line of its own.
+
+    Returns:
+        the samples, and a line to show where captions are empty, which are left out.
+
+    Raises:
+        ValueError: an image has no caption.
+    """
+    samples, empty = [], 0
+    for image, captions in entries:
+        lines = [line for line in map(one_line, captions) if line]
+        if not lines:
+            raise ValueError(f"{image} has no caption; give it one, or leave the image out")
+        empty += len(captions) - len(lines)
+        samples.append(Sample(image, {"txt": "\n".join(lines).encode("utf-8")}))
+    return samples, [f"warning: {empty} empty captions left out"] if empty else []
 
 
 def classification_metadata(classes: Sequence[str], templates: Sequence[str]) -> dict[str, str]:
@@ -108,17 +132,18 @@ class Split:
         _check_metadata(home, metadata, self.overwrite)
         with _made(home), staged(self.folder, self.overwrite) as new:
             new.mkdir()
-            shards = _write_shards(new, samples, total, f"{self.dataset}/{self.name}")
+            shards, captions = _write_shards(new, samples, total, f"{self.dataset}/{self.name}")
             (new / SHARD_COUNT).write_text(f"{shards}\n", encoding="ascii")
             _write_metadata(home, metadata)
-        return [f"{self.folder}: {total:,} images in {shards} shards", *size_warning(self.dataset, self.name, total)]
+        warning = size_warning(self.dataset, self.name, total, captions)
+        return [f"{self.folder}: {total:,} images in {shards} shards", *warning]
 
 
-def _write_shards(folder: Path, samples: Iterable[Sample], total: int, title: str) -> int:
-    """Write samples to shards in their order, and return the number of shards."""
+def _write_shards(folder: Path, samples: Iterable[Sample], total: int, title: str) -> tuple[int, int]:
+    """Write samples to shards in their order, and return the numbers of shards and of captions."""
     from webdataset import TarWriter
 
-    numbered, shards = enumerate(samples), 0
+    numbered, shards, captions = enumerate(samples), 0, 0
     with ThreadPoolExecutor() as pool, tqdm(total=total, desc=title, unit="image", delay=2) as progress:
         while chunk := list(islice(numbered, SHARD_SIZE)):
             encoded = pool.map(encode, [sample.image for _, sample in chunk])
@@ -126,9 +151,10 @@ def _write_shards(folder: Path, samples: Iterable[Sample], total: int, title: st
             with (folder / f"{shards}.tar").open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
                 for (index, sample), (extension, data) in zip(chunk, encoded, strict=True):
                     tar.write({"__key__": f"s{index:07d}", extension: data, **sample.fields})
+                    captions += len(sample.fields.get("txt", b"").splitlines())
                     progress.update()
             shards += 1
-    return shards
+    return shards, captions
 
 
 @contextmanager

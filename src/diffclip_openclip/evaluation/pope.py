@@ -3,12 +3,12 @@
 Source: paper, section 5.1 and Table 3; RUCAIBox/POPE@3df3ba1:evaluate.py.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from diffclip_openclip.data.annotations import read_json_lines, some
 from diffclip_openclip.data.catalog import POPE
 from diffclip_openclip.evaluation.results import Identity, write
 from diffclip_openclip.files import sha256
@@ -56,29 +56,21 @@ def score(questions: Path, answers: Path) -> dict[str, float]:
         missing, unknown = sorted(labels.keys() - said.keys()), sorted(said.keys() - labels.keys())
         raise ValueError(
             f"{questions} has {len(labels)} questions and {answers} {len(said)} answers: {len(missing)} questions have "
-            f"no answer{_some(missing)}, {len(unknown)} answers no question{_some(unknown)}; they must agree in "
+            f"no answer{some(missing)}, {len(unknown)} answers no question{some(unknown)}; they must agree in "
             "question_id one to one (LLaVA's own llava_pope_test.jsonl has other ids: see examples/llava)"
         )
     return metrics([said[key] for key in labels], list(labels.values()))
 
 
-def _some(keys: list[str]) -> str:
-    return f" ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})" if keys else ""
-
-
 def _read(path: Path) -> dict[str, dict[str, Any]]:
     """Read JSON lines, by question_id."""
     entries: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            key = str(entry["question_id"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: not a JSON object with a question_id ({error!r})") from error
+    for place, entry in read_json_lines(path):
+        if "question_id" not in entry:
+            raise ValueError(f"{place}: not a JSON object with a question_id")
+        key = str(entry["question_id"])
         if key in entries:
-            raise ValueError(f"{path}, line {number}: question_id {key} is there twice")
+            raise ValueError(f"{place}: question_id {key} is there twice")
         entries[key] = entry
     if not entries:
         raise ValueError(f"{path} has no lines; POPE's files have one JSON object a line")

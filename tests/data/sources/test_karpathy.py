@@ -37,7 +37,8 @@ def test_karpathy_split_with_all_captions(tmp_path):
         "mscoco_captions", annotations=annotations, images=tmp_path / "images", root=tmp_path / "root"
     )
     assert lines[1:] == [
-        "warning: the published mscoco_captions/test has 5,000 images: results will not compare with others'"
+        "warning: the published mscoco_captions/test has 5,000 images and 25,010 captions: results will not compare "
+        "with others'"
     ]
     read = read_back(tmp_path / "root", "mscoco_captions", "test")
     assert [captions for _, captions in read] == [entries[0][3], entries[2][3]]

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from diffclip_openclip.data.annotations import some
 from diffclip_openclip.data.catalog import imagenet_folders, templates
 from diffclip_openclip.data.writer import Split, classification_metadata, classified
 
@@ -55,7 +56,7 @@ def _classes(name: str, source: Path) -> dict[str, str]:
     if missing or unknown:
         raise ValueError(
             f"{source} must hold the {len(known)} class folders of {name}; {len(missing)} are missing"
-            f"{_some(missing)} and {len(unknown)} are none of them{_some(unknown)}"
+            f"{some(missing)} and {len(unknown)} are none of them{some(unknown)}"
         )
     return known
 
@@ -80,7 +81,3 @@ def _read_names(path: Path, count: int) -> list[str]:
     if len(names) != count or not all(names):
         raise ValueError(f"{path} must have {count} lines, a name for each class folder in order; it has {len(names)}")
     return names
-
-
-def _some(names: list[str]) -> str:
-    return f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""

@@ -1,12 +1,12 @@
 """Read images with captions in Karpathy's splits, for retrieval: ``diffclip data karpathy``."""
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from diffclip_openclip.data.annotations import read_json
 from diffclip_openclip.data.catalog import KARPATHY, names_from
-from diffclip_openclip.data.writer import RETRIEVAL_METADATA, Sample, Split
+from diffclip_openclip.data.writer import RETRIEVAL_METADATA, Split, captioned
 
 
 class _Entry(NamedTuple):
@@ -41,20 +41,14 @@ def convert(
     target = Split(root, name, split, overwrite)
     if finished := target.finished():
         return finished
-    samples, empty = [], 0
-    for entry in _entries(annotations, split):
-        captions = [caption for caption in map(_one_line, entry.captions) if caption]
-        if not captions:
-            raise ValueError(f"{entry.filename} has no caption in {annotations}")
-        empty += len(entry.captions) - len(captions)
-        samples.append(Sample(_find(images, entry), {"txt": "\n".join(captions).encode("utf-8")}))
-    lines = target.write(samples, len(samples), RETRIEVAL_METADATA)
-    return [*lines, f"warning: {empty} empty captions left out"] if empty else lines
+    entries = _entries(annotations, split)
+    samples, notes = captioned((_find(images, entry), entry.captions) for entry in entries)
+    return [*target.write(samples, len(samples), RETRIEVAL_METADATA), *notes]
 
 
 def _entries(annotations: Path, split: str) -> list[_Entry]:
     try:
-        listed = json.loads(annotations.read_text(encoding="utf-8"))["images"]
+        listed = read_json(annotations)["images"]
         splits = {str(entry["split"]) for entry in listed}
         entries = [
             _Entry(entry["filename"], entry.get("filepath", ""), [sentence["raw"] for sentence in entry["sentences"]])
@@ -77,8 +71,3 @@ def _find(images: Path, entry: _Entry) -> Path:
         if place.is_file():
             return place
     raise FileNotFoundError(f"there is no image {places[0]}; --images must be the folder that holds it")
-
-
-def _one_line(caption: str) -> str:
-    # clip_benchmark splits captions with str.splitlines, which knows more line breaks than \n
-    return " ".join(caption.splitlines()).strip()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffclip_openclip.data.catalog import MMVP_PATTERNS
-from diffclip_openclip.data.writer import RETRIEVAL_METADATA, Sample, Split
+from diffclip_openclip.data.writer import RETRIEVAL_METADATA, Sample, Split, one_line
 
 _FOLDERS = ("MLLM_VLM Images", "MMVP_VLM_Images", "MLLM_VLM_Images")
 _PER_PATTERN = 30  # questions: 15 pairs
@@ -67,7 +67,7 @@ def _read(path: Path) -> list[_Question]:
         rows = list(csv.reader(file))[1:]  # below a line of titles
     questions = []
     for number, row in enumerate(rows, 2):
-        cells = [" ".join(cell.splitlines()).strip() for cell in row]
+        cells = [one_line(cell) for cell in row]
         if not any(cells):
             continue
         if len(cells) != 3 or not all(cells) or not cells[0].isdecimal():

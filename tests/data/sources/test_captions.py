@@ -10,7 +10,7 @@ from diffclip_openclip.data.sources import captions
 
 PAIRS = [("b.jpg", "two"), ("a.jpg", 'one, "quoted"\u2028still one'), ("b.jpg", "more of two")]
 FORMS = {
-    "rows.csv": '\ufeffid,image,caption\r\n1,b.jpg,two\r\n2,a.jpg,"one, ""quoted""\u2028still one"\r\n3,b.jpg,more of two',
+    "rows.csv": '\ufeffi,image,caption\r\n1,b.jpg,two\r\n2,a.jpg,"one, ""quoted""\u2028still one"\n3,b.jpg,more of two',
     "rows.tsv": 'image\tcaption\nb.jpg\ttwo\na.jpg\t"one, ""quoted""\u2028still one"\nb.jpg\tmore of two\n',
     "rows.jsonl": "\n".join(json.dumps({"image": i, "caption": c}, ensure_ascii=False) for i, c in PAIRS) + "\n\n",
     "rows.json": json.dumps(

@@ -4,6 +4,7 @@ import copy
 import math
 
 import numpy as np
+import open_clip
 import pytest
 import timm
 import torch
@@ -31,7 +32,7 @@ class _Slow(nn.Module):
     def forward(self, x, *unused, **masks):
         assert masks.get("attn_mask") is None
         of = self.of
-        if isinstance(of, nn.MultiheadAttention):
+        if hasattr(of, "in_proj_weight"):
             weight, bias, projection = of.in_proj_weight, of.in_proj_bias, of.out_proj
         else:
             weight, bias, projection = of.qkv.weight, of.qkv.bias, of.proj
@@ -83,7 +84,8 @@ _BY_DEFINITION = {
     TimmDifferentialAttentionV2: _slow_v2,
     timm.layers.Attention: _slow_plain,
     timm.layers.DiffAttention: _slow_v1,
-    nn.MultiheadAttention: _slow_plain,
+    nn.MultiheadAttention: _slow_plain,  # open_clip 3.3's
+    open_clip.transformer.Attention: _slow_plain,  # that of its main branch
 }
 
 

@@ -11,7 +11,12 @@ from support.explain_models import IMAGE_KINDS, TEXT_KINDS, TIMM, clip, hooks_of
 from support.golden_model import golden_model, inputs, load
 from torch import nn
 
-from diffclip_openclip.explain.attention_formulas import is_supported, weighted_difference, write_out
+from diffclip_openclip.explain.attention_formulas import (
+    _open_clip_hides_where_true,
+    is_supported,
+    weighted_difference,
+    write_out,
+)
 from diffclip_openclip.explain.maps import LayerMaps, attention_layers, attention_maps, recorded, tokens_of
 
 # timm's classes that keep their map for a moment, before its dropout, if they are not fused
@@ -81,36 +86,73 @@ def test_maps_are_those_that_timm_makes(kind):
             torch.testing.assert_close(each, seen[0][:, which :: len(own)], rtol=0, atol=1e-13)
 
 
+def _weights_of_host(module, call):
+    """Attention weights from the module's own slow path: torch's in open_clip 3.3, open_clip's in its main branch."""
+    if isinstance(module, nn.MultiheadAttention):
+        return module(*call.args, **call.kwargs | {"need_weights": True, "average_attn_weights": False})[1]
+    module.use_sdpa = False
+    seen = []
+    with module.attn_drop.register_forward_hook(lambda module, args, output: seen.append(output)):
+        module(*call.args, **call.kwargs)
+    return seen[0]
+
+
 @pytest.mark.parametrize(("tower", "build"), [("image", lambda: clip("open_clip")), ("text", plain_clip)])
-def test_maps_are_those_that_torch_makes(tower, build):
+def test_maps_are_those_that_the_host_makes(tower, build):
     model = build()
     attention = attention_layers(model, tower)
     with torch.no_grad(), recorded(model, attention) as calls:
         _encode(model, tower)
     given = {"image": images()} if tower == "image" else {"text": texts()}
     for module, layer in zip(attention, attention_maps(model, **given), strict=True):
-        call = calls[module]
-        _, weights = module(*call.args, **call.kwargs | {"need_weights": True, "average_attn_weights": False})
-        torch.testing.assert_close(layer.a1, weights, rtol=0, atol=1e-13)
+        torch.testing.assert_close(layer.a1, _weights_of_host(module, calls[module]), rtol=0, atol=1e-13)
 
 
-def test_torch_and_open_clip_hide_where_a_mask_is_true():
-    hidden = torch.tensor([[False, True, True], [False, False, True], [False, True, False]])
+@pytest.mark.parametrize("for_heads", [False, True])
+@pytest.mark.parametrize("host", ["torch", "open_clip"])
+def test_boolean_masks_mean_what_they_mean_to_the_module(host, for_heads):
+    """True hides in torch and in open_clip 3.3, and shows in open_clip's main branch; its output tells which."""
+    mask = torch.tensor([[False, True, True], [False, False, True], [False, True, False]])
     x = torch.randn(2, 3, 8, dtype=torch.float64)
-    for_heads = hidden.expand(4, 3, 3)  # batch times heads
-    for module, args in (
-        (nn.MultiheadAttention(8, 2, batch_first=True, bias=False), (x, x, x)),
-        (open_clip.transformer.Attention(8, 2), (x,)),
-    ):
-        module = module.double().eval()
-        for mask in (hidden, for_heads):
-            if mask is hidden or isinstance(module, nn.MultiheadAttention):
-                a1 = write_out(module, *args, attn_mask=mask).a1
-                assert torch.equal(a1 > 0, ~hidden.expand(2, 2, 3, 3))
-        written_out = write_out(module, *args, attn_mask=hidden)
-        output = module(*args, attn_mask=hidden)
-        output = output[0] if isinstance(output, tuple) else output
-        torch.testing.assert_close(written_out.output(written_out.a1), output, rtol=1e-12, atol=1e-12)
+    if host == "torch":
+        module, args = nn.MultiheadAttention(8, 2, batch_first=True, bias=False), (x, x, x)
+    else:
+        module, args = open_clip.transformer.Attention(8, 2), (x,)
+    module = module.double().eval()
+    given = mask.expand(4, 3, 3) if for_heads else mask  # batch times heads
+    written_out = write_out(module, *args, attn_mask=given)
+    seen = written_out.a1 > 0
+    assert torch.equal(seen, (~mask).expand_as(seen)) or (
+        host == "open_clip" and torch.equal(seen, mask.expand_as(seen))
+    )
+    output = module(*args, attn_mask=given)
+    output = output[0] if isinstance(output, tuple) else output
+    torch.testing.assert_close(written_out.output(written_out.a1), output, rtol=1e-12, atol=1e-12)
+
+
+def test_cosine_attention_of_open_clip():
+    """Against its definition, since open_clip 3.3's own forward fails with it: softmax(exp(scale) cos(q, k)) v."""
+    attention = open_clip.transformer.Attention(8, 2, scaled_cosine=True).double().eval()
+    randomized(attention, 0)
+    with torch.no_grad():
+        attention.logit_scale[1] = 9.0  # above logit_scale_max
+    x = torch.randn(1, 3, 8, dtype=torch.float64)
+    q, k, v = (x @ attention.in_proj_weight.T + attention.in_proj_bias).chunk(3, dim=-1)
+    maps = []
+    for head, part in enumerate((slice(0, 4), slice(4, 8))):
+        cosine = nn.functional.cosine_similarity(q[:, :, None, part], k[:, None, :, part], dim=-1)
+        maps.append((cosine * attention.logit_scale[head].clamp(max=attention.logit_scale_max).exp()).softmax(-1))
+    written_out = write_out(attention, x)
+    torch.testing.assert_close(written_out.a1, torch.stack(maps, dim=1), rtol=0, atol=1e-13)
+    out = torch.cat([maps[0] @ v[..., :4], maps[1] @ v[..., 4:]], dim=-1)
+    torch.testing.assert_close(written_out.output(written_out.a1), attention.out_proj(out), rtol=1e-12, atol=1e-12)
+
+
+def test_asking_open_clip_about_masks_draws_nothing():
+    _open_clip_hides_where_true.cache_clear()
+    before = torch.random.get_rng_state()
+    _open_clip_hides_where_true()
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def _takes(module, argument):

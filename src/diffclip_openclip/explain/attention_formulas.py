@@ -8,8 +8,9 @@ Shape legend::
     B batch    N tokens    C embed_dim    h maps a layer: heads, or pairs of heads    d size of a value
 """
 
+import inspect
 from collections.abc import Callable
-from functools import singledispatch
+from functools import cache, singledispatch
 from typing import Any, NamedTuple
 
 import open_clip.transformer
@@ -163,19 +164,32 @@ def _(
         _heads(F.linear(x, weight, bias), attention.num_heads)
         for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
     )
-    return _plain(q, k, v, _may_look(attn_mask, q), False, lambda out_BhNd: attention.out_proj(_joined(out_BhNd)))
+    mask = _may_look(attn_mask, q, hides_where_true=True)
+    return _plain(q, k, v, mask, False, lambda out_BhNd: attention.out_proj(_joined(out_BhNd)))
 
 
 @write_out.register
-def _(attention: open_clip.transformer.Attention, x: Tensor, attn_mask: Tensor | None = None) -> WrittenOut:
-    qkv = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
-    q, k, v = (_heads(part, attention.num_heads) for part in qkv.chunk(3, dim=-1))
+def _(attention: open_clip.transformer.Attention, *args: Any, **kwargs: Any) -> WrittenOut:
+    # forward takes (x, attn_mask) in open_clip 3.3, (x, k_x, v_x, attn_mask) in its main branch
+    call = inspect.signature(attention.forward).bind(*args, **kwargs).arguments
+    x, key, value = call["x"], call.get("k_x"), call.get("v_x")
+    weights, bias = attention.in_proj_weight.chunk(3), attention.in_proj_bias
+    biases = (None, None, None) if bias is None else bias.chunk(3)
+    q, k, v = (
+        _heads(F.linear(x if given is None else given, weight, bias), attention.num_heads)
+        for given, weight, bias in zip((x, key, value), weights, biases, strict=True)
+    )
+    if attention.logit_scale is None:
+        q, k = attention.ln_q(q), attention.ln_k(k)
+    else:  # cosines times a learned scale, which sqrt(d) keeps from being divided
+        scale = attention.logit_scale.clamp(max=attention.logit_scale_max).exp() * q.shape[-1] ** 0.5
+        q, k = F.normalize(q, dim=-1) * scale, F.normalize(k, dim=-1)
 
     def output(out_BhNd: Tensor) -> Tensor:
         out_BhNd = out_BhNd if attention.head_scale is None else out_BhNd * attention.head_scale
         return attention.out_proj(attention.ln_inner(_joined(out_BhNd)))
 
-    return _plain(attention.ln_q(q), attention.ln_k(k), v, _may_look(attn_mask, q), False, output)
+    return _plain(q, k, v, _may_look(call.get("attn_mask"), q, _open_clip_hides_where_true()), False, output)
 
 
 def _plain(
@@ -197,17 +211,30 @@ def _plain(
     return WrittenOut(a1_BhNN, None, None, lambda given: output(given.to(v.dtype) @ v))
 
 
-def _may_look(attn_mask: Tensor | None, q_BhNd: Tensor) -> Tensor | None:
-    """Turn a mask of torch or open_clip into one of timm.
+def _may_look(attn_mask: Tensor | None, q_BhNd: Tensor, hides_where_true: bool) -> Tensor | None:
+    """Turn a mask of torch or open_clip into one of timm, whose boolean masks are True where a query may look.
 
-    A boolean one is True there where a query may not look, in timm where it may. Masks of single heads, (B h, N, N),
-    become (B, h, N, N).
+    Masks of single heads, (B h, N, N), become (B, h, N, N).
     """
     if attn_mask is None:
         return None
     B, h, N, _ = q_BhNd.shape
     mask = attn_mask.view(B, h, N, N) if attn_mask.dim() == 3 else attn_mask
-    return ~mask if mask.dtype == torch.bool else mask
+    return ~mask if hides_where_true and mask.dtype == torch.bool else mask
+
+
+@cache
+def _open_clip_hides_where_true() -> bool:
+    """Tell which way the installed open_clip reads boolean masks: 3.3 hides where one is True, its main branch shows.
+
+    Its attention is asked. Of two tokens, the first is zero, so its own value is. If it may look at itself alone, the
+    mask changes nothing of what it returns without the other.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
+        attention = open_clip.transformer.Attention(1, 1).eval()
+        tokens_12C = torch.tensor([[[0.0], [1.0]]])
+        masked = attention(tokens_12C, attn_mask=torch.eye(2, dtype=torch.bool))
+        return not torch.equal(masked[:, :1], attention(tokens_12C[:, :1]))
 
 
 def _heads(x_BNC: Tensor, heads: int) -> Tensor:

@@ -27,7 +27,7 @@ _TEXT_ARCH: dict[str, Any] = {
         "width": "hidden_size",
         "heads": "num_attention_heads",
         "layers": "num_hidden_layers",
-        "layer_attr": "layers",
+        "layer_attr": "layer_groups",
         "token_embeddings_attr": "embeddings",
     },
     "pooler": "diffclip_text_pooler",

@@ -1,6 +1,7 @@
 """What wraps a model for training: FSDP2 by block and by leaf on two gloo ranks, with checkpointing, and EMA."""
 
 from functools import partial
+from importlib.util import find_spec
 
 import open_clip
 import pytest
@@ -9,13 +10,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from timm.utils import ModelEmaV3
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from diffclip_openclip import DiffCLIPVisionConfig, DiffCLIPVisionModel
 
 NAMES = ["DiffCLIP-nano", "DiffCLIP-V2-nano"]
-UNITS = ["block", "leaf"]
+UNITS = ["block", "leaf", *(["open_clip"] if find_spec("open_clip.task") else [])]  # its trainer's own, from 4 on
 TOWERS = ["vit_nano_patch12_diffclip_48", "vit_nano_patch12_diffclip_v2_48"]
 DTYPES = [torch.float32, torch.bfloat16]
 WORLD_SIZE, BATCH = 2, 2
@@ -47,10 +48,17 @@ def _gradients(model):
 
 def _sharded_gradients(name, how, mesh, mine):
     model, images, texts = _model_and_batch(name)
-    model.set_grad_checkpointing(how == "block")
-    for unit in _units(model, how):
-        fully_shard(unit, mesh=mesh)
-    fully_shard(model, mesh=mesh, ignored_params={model.logit_scale})  # FSDP takes no scalars
+    if how == "open_clip":
+        from open_clip.task import CLIPTask
+
+        CLIPTask(model, default_loss=False, verbose=False).prepare_fsdp(mesh)
+        units = _units(model, "block")
+        assert [m for m in model.modules() if isinstance(m, FSDPModule)] == [model, *units]
+    else:
+        model.set_grad_checkpointing(how == "block")
+        for unit in _units(model, how):
+            fully_shard(unit, mesh=mesh)
+        fully_shard(model, mesh=mesh, ignored_params={model.logit_scale})  # FSDP takes no scalars
     _loss(model, images[mine], texts[mine]).backward()
     return _gradients(model)
 
@@ -93,10 +101,18 @@ def results(tmp_path_factory):
     return folder
 
 
+def test_open_clip_finds_the_blocks_of_both_towers_by_their_class():
+    """Its trainer's FSDP2 shards what it finds, from open_clip 4 on."""
+    for name in NAMES:
+        model, _, _ = _model_and_batch(name)
+        found = [m for m in model.modules() if isinstance(m, open_clip.transformer.ResidualAttentionBlock)]
+        assert found == _units(model, "block")
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("how", UNITS)
 def test_sharded_gradients_are_those_of_the_whole_batch(how, name, results):
-    """By block with checkpointing, and by leaf, where no module finds another's parameters whole."""
+    """By block with checkpointing, by leaf, where no module finds another's parameters whole, and as open_clip does."""
     model, images, texts = _model_and_batch(name)
     (_loss(model, images, texts) / WORLD_SIZE).backward()
     expected, actual = _gradients(model), torch.load(results / f"0 {name} {how}.pt")

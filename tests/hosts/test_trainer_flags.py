@@ -2,10 +2,17 @@
 
 import re
 import sys
+from importlib.metadata import version
 
 import pytest
 import torch
+from open_clip.hf_model import HFTextEncoder
+from packaging.version import Version
 from support.common import run_host, train_arguments
+from support.training import losses_in
+
+# open_clip 4 has no --torchscript and --trace, but layer-wise learning rates and strategies of torch.compile
+IS_3 = Version(version("open_clip_torch")).major < 4
 
 FLAGS = {
     "none": [],
@@ -28,8 +35,15 @@ FLAGS = {
     # AdamW's eps of 1e-8 is 0 in float16, and the plain CLIP's loss is NaN after a step too
     "fp16": ["--precision", "fp16", "--eps", "1e-4"],
     "accum-freq": ["--accum-freq", "2"],
-    "torchscript": ["--torchscript"],
     "timm optimizer": ["--opt", "timm/lamb"],
+    **(
+        {"torchscript": ["--torchscript"]}
+        if IS_3
+        else {
+            "layer decay": ["--text-layer-decay", "0.65", "--image-layer-decay", "0.65"],
+            "torchcompile step": ["--torchcompile", "--torchcompile-strategy", "step"],
+        }
+    ),
 }
 
 
@@ -39,21 +53,32 @@ def test_trains(flags, train_shard, tmp_path):
     command = [sys.executable, "-m", "open_clip_train.main", *train_arguments(train_shard), "--epochs", "1"]
     command += ["--lr", "1e-3", "--beta1", "0.9", "--beta2", "0.98", "--eps", "1e-8", "--log-every-n-steps", "1"]
     output = run_host([*command, *flags], tmp_path).stdout
-    losses = [float(loss) for loss in re.findall(r" Loss: (\S+)", output)]
+    losses = losses_in(output)
     assert len(losses) == (2 if "--accum-freq" in flags else 4)
     # guessing among 8 pairs is ln 8 = 2.1; SigLIP starts at its logit_bias of -10, so near 10
     assert all(0.0 < loss < (20.0 if "--siglip" in flags else 4.0) for loss in losses), losses
     assert (tmp_path / "logs" / "run" / "checkpoints" / "epoch_1.pt").is_file()
 
 
-# what still trains of a locked tower: the projection, the text tower's LayerNorms, and with one layer or group unlocked
-# the last one
-TRAINED = {
-    ("text", 0): r"text\.(proj|transformer\.(layers\.\d\.ln_\d|ln_final))\.",
-    ("text", 1): r"text\.(proj|transformer\.(layers\.\d\.ln_\d|layers\.1|ln_final))\.",
-    ("image", 0): r"visual\.head\.",
-    ("image", 1): r"visual\.(head|trunk\.(norm|blocks\.3))\.",
-}
+# What still trains of a locked tower: the text tower's LayerNorms, and what is unlocked, from the last layer or group
+# down. open_clip's main branch locks the projection too, and counts it first among the unlocked.
+NORMS = r"transformer\.(layers\.\d\.ln_\d|ln_final)"
+if hasattr(HFTextEncoder, "layer_groups"):
+    TRAINED = {
+        ("text", 0): rf"text\.{NORMS}\.",
+        ("text", 1): rf"text\.(proj|{NORMS})\.",
+        ("text", 2): rf"text\.(proj|{NORMS}|transformer\.layers\.1)\.",
+        ("image", 0): r"(?!)",
+        ("image", 1): r"visual\.head\.",
+        ("image", 2): r"visual\.(head|trunk\.norm)\.",
+    }
+else:
+    TRAINED = {
+        ("text", 0): rf"text\.(proj|{NORMS})\.",
+        ("text", 1): rf"text\.(proj|{NORMS}|transformer\.layers\.1)\.",
+        ("image", 0): r"visual\.head\.",
+        ("image", 1): r"visual\.(head|trunk\.(norm|blocks\.3))\.",
+    }
 
 
 @pytest.mark.slow

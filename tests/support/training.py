@@ -125,5 +125,5 @@ def train(folder: Path, arguments: list[str]) -> str:
 
 
 def losses_in(log: str) -> list[float]:
-    """Return the loss of each step that the log names."""
-    return [float(loss) for loss in re.findall(r" Loss: (\S+)", log)]
+    """Return the loss of each step that the log names; open_clip's main branch names an epoch's mean too."""
+    return [float(loss) for loss in re.findall(r"(?<!Avg) Loss: (\S+)", log)]

@@ -276,20 +276,45 @@ def test_pooling_layer(how, kwargs, tmp_path, monkeypatch):
     assert "pooler" not in " ".join(model.state_dict())
 
 
+def _text_encoder(folder, **kwargs):
+    text_config(**kwargs).save_pretrained(folder)
+    return HFTextEncoder(str(folder), 8, pooler_type="diffclip_text_pooler", proj_type="linear", pretrained=False)
+
+
+# open_clip's main branch counts the projection among the unlocked layers, 3.3 never locks it
+COUNTS_PROJECTION = hasattr(HFTextEncoder, "layer_groups")
+
+
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("unlocked", [0, 1, 2])
 @pytest.mark.parametrize("freeze", [False, True])
 def test_open_clips_lock_leaves_layer_norms_trainable_unless_asked_not_to(freeze, unlocked, version, tmp_path):
     """``--lock-text`` with and without ``--lock-text-freeze-layer-norm``, as of a tower of BERT's."""
-    text_config(attention_version=version).save_pretrained(tmp_path)
-    text = HFTextEncoder(str(tmp_path), 8, pooler_type="diffclip_text_pooler", proj_type="linear", pretrained=False)
+    text = _text_encoder(tmp_path, attention_version=version)
     text.lock(unlocked, freeze_layer_norm=freeze)
     layers, tower = text.transformer.layers, text.transformer
-    open_modules = [*layers[4 - unlocked - 1 :], tower.ln_final] if unlocked else []
+    of_tower = max(unlocked - COUNTS_PROJECTION, 0)
+    open_modules = [*layers[len(layers) - of_tower :], tower.ln_final] if of_tower else []
     if not freeze:
         open_modules += [norm for layer in layers for norm in (layer.ln_1, layer.ln_2)] + [tower.ln_final]
     expected = {id(parameter) for module in open_modules for parameter in module.parameters()}
     assert {id(parameter) for parameter in tower.parameters() if parameter.requires_grad} == expected
+    assert text.proj.weight.requires_grad == (unlocked > 0 or not COUNTS_PROJECTION)
+
+
+def test_layer_groups_are_the_layers_with_the_final_norm_in_the_last(tmp_path):
+    """In open_clip's own text tower too; the groups are what its trainer locks and decays learning rates by."""
+    model = text_model()
+    names = list(model.state_dict())
+    groups = [list(group.parameters()) for group in model.layer_groups]
+    assert [len(group) for group in groups[:-1]] == [len(list(layer.parameters())) for layer in model.layers[:-1]]
+    last = [*model.layers[-1].parameters(), *model.ln_final.parameters()]
+    assert [id(parameter) for parameter in groups[-1]] == [id(parameter) for parameter in last]
+    assert list(model.state_dict()) == names
+    if COUNTS_PROJECTION:  # every parameter is in exactly one of the groups
+        text = _text_encoder(tmp_path)
+        grouped = [id(p) for _, members in text.layer_groups() for member in members for p in member.parameters()]
+        assert sorted(grouped) == sorted(id(parameter) for parameter in text.parameters())
 
 
 def test_names_of_parameters_are_those_of_the_state_dict():

@@ -152,7 +152,7 @@ def _without_attention(model):
     return [
         (
             name,
-            type(module),
+            next(cls for cls in type(module).__mro__ if "forward" in vars(cls)),
             getattr(module, "eps", None),
             {n: p.shape for n, p in module.named_parameters(recurse=False)},
         )

@@ -24,6 +24,7 @@ from transformers.utils import can_return_tuple
 
 from diffclip_openclip.attention.v1 import DifferentialAttention
 from diffclip_openclip.attention.v2 import DifferentialAttentionV2
+from diffclip_openclip.towers.blocks import OpenClipBlock
 from diffclip_openclip.towers.configs import DiffCLIPTextConfig
 from diffclip_openclip.towers.folders import check_named_to_open_clip, has_no_weights
 from diffclip_openclip.towers.pretrained import DiffCLIPPreTrainedModel, device_of_new_parameters, weighted_maps
@@ -38,9 +39,9 @@ class _NamesLayerNorms(nn.Module):
     """Tell open_clip's ``--lock-text`` which parameters are a LayerNorm's.
 
     Its adapter takes for a LayerNorm what has a module called ``LayerNorm`` in its name, as BERT has, and leaves those
-    trainable unless asked not to (open_clip@v3.3.0:src/open_clip/hf_model.py, HFTextEncoder.lock). The names of this
-    tower's norms are those of its checkpoints, ``ln_1`` and so on, and must stay. So the adapter's ``lock``, and nobody
-    else, gets names that say it.
+    trainable unless asked not to (open_clip@v3.3.0 and @89fb801:src/open_clip/hf_model.py, HFTextEncoder.lock). The
+    names of this tower's norms are those of its checkpoints, ``ln_1`` and so on, and must stay. So the adapter's
+    ``lock``, and nobody else, gets names that say it.
     """
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
@@ -53,6 +54,10 @@ class _NamesLayerNorms(nn.Module):
             return named
         norms = {id(p) for module in self.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
         return ((f"{name}.LayerNorm" if id(p) in norms else name, p) for name, p in named)
+
+
+class _LastGroup(_NamesLayerNorms, nn.ModuleList):
+    """Hold the last layer and ``ln_final`` for a moment, as what open_clip locks or decays together."""
 
 
 class DiffCLIPTextEmbeddings(nn.Module):
@@ -103,7 +108,7 @@ def _attention(config: DiffCLIPTextConfig, depth: int) -> DifferentialAttention 
     )
 
 
-class DiffCLIPTextLayer(_NamesLayerNorms, GradientCheckpointingLayer):
+class DiffCLIPTextLayer(_NamesLayerNorms, GradientCheckpointingLayer, OpenClipBlock):
     """Compute a pre-norm transformer block with causal differential attention.
 
     Each linear layer carries the standard deviation of its initial weights as ``initial_std``
@@ -200,6 +205,20 @@ class DiffCLIPTextModel(_NamesLayerNorms, DiffCLIPPreTrainedModel):
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
         """Save as transformers does, under this class's own names also for weights of an open_clip directory."""
         return super().save_pretrained(*args, **({"save_original_format": False} | kwargs))
+
+    @property
+    def layer_groups(self) -> list[nn.Module]:
+        """Return the layers, the last with ``ln_final``, as open_clip groups those of its own text tower.
+
+        Its adapter locks, unlocks and decays the learning rates of what the registered ``layer_attr`` names, and would
+        leave ``ln_final`` out (open_clip@89fb801:src/open_clip/hf_model.py, HFTextEncoder.layer_groups; of the plain
+        tower: transformer.py, _text_layer_groups).
+        """
+        return [*self.layers[:-1], _LastGroup([self.layers[-1], self.ln_final])]
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of matrices that trainers keep from weight decay, as they do of a plain text tower."""
+        return {"embeddings.positional_embedding"}
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embeddings.token_embedding

@@ -1,9 +1,12 @@
 """Register diffclip_openclip's models when, and only when, open_clip is imported.
 
-This module is a finder for ``sys.meta_path``, importlib's extension point. ``diffclip_openclip_autoload.pth`` puts a
-stand-in there at interpreter start that imports this module only when open_clip is looked for, since importing anything
-costs an interpreter milliseconds; from Python 3.15 on, ``.start`` (PEP 829) calls :func:`arm` instead. Set
-``DIFFCLIP_OPENCLIP_AUTOLOAD=0`` to switch it off; ``import diffclip_openclip`` then registers the models.
+``diffclip_openclip_autoload.pth`` puts a finder on ``sys.meta_path``, importlib's extension point, at interpreter
+start. It imports this module only when open_clip is looked for, since importing anything costs an interpreter
+milliseconds. Set ``DIFFCLIP_OPENCLIP_AUTOLOAD=0`` to switch it off; ``import diffclip_openclip`` then registers the
+models.
+
+Python 3.18 will ignore the line of the ``.pth``, and run the function that a ``.start`` names (PEP 829). There is none
+before: in 3.15, which reads both, it costs each interpreter 7 ms.
 
 Annotations are strings here: the names they need would have to be imported.
 """
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 
 HOST = "open_clip"
 SWITCH = "DIFFCLIP_OPENCLIP_AUTOLOAD"
-armed_by = __name__  # marks our finders: this module and the stand-in of the .pth
+OFF = {"0", "false", "no", "off"}
 
 
 def _register() -> None:
@@ -57,7 +60,8 @@ class _HostLoader:
         self._loader = loader
 
     def __getattr__(self, name: str) -> "Any":
-        return getattr(self._loader, name)
+        # a copy has no _loader yet when it is asked for its methods
+        return getattr(object.__getattribute__(self, "_loader"), name)
 
     def create_module(self, spec: "ModuleSpec") -> "Any":
         return self._loader.create_module(spec)
@@ -70,14 +74,14 @@ class _HostLoader:
 
 
 def _is_ours(finder: object) -> bool:
-    return getattr(finder, "armed_by", None) == armed_by
+    return getattr(finder, "armed_by", None) == __name__
 
 
 def find_spec(
     fullname: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
 ) -> "ModuleSpec | None":
     """Find open_clip with the other finders and wrap its loader; leave every other module alone."""
-    if fullname != HOST or os.environ.get(SWITCH) == "0":
+    if fullname != HOST or os.environ.get(SWITCH, "").strip().lower() in OFF:
         return None
     for finder in sys.meta_path:
         if _is_ours(finder) or not hasattr(finder, "find_spec"):
@@ -90,12 +94,6 @@ def find_spec(
     return None
 
 
-def arm() -> None:
-    """Put this finder on ``sys.meta_path``, once."""
-    if not any(_is_ours(finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, sys.modules[__name__])
-
-
 def disarm() -> None:
-    """Take our finders away again."""
+    """Take the finder of the ``.pth`` away again."""
     sys.meta_path[:] = [finder for finder in sys.meta_path if not _is_ours(finder)]

@@ -17,7 +17,7 @@ from support.installed import Environment, new_environment
 from diffclip_openclip import __version__, model_names
 
 MODELS = model_names()
-STARTUP_FILES = {"diffclip_openclip_autoload.pth", "diffclip_openclip_autoload.start"}
+STARTUP_FILE = "diffclip_openclip_autoload.pth"
 
 
 def _build(*arguments: str) -> None:
@@ -52,7 +52,7 @@ def test_wheel_has_everything_and_nothing_else(wheel, tmp_path):
     modules = {str(path.relative_to(source)) for path in source.rglob("*.py")}
     data = {"py.typed", "explain/page.html", "report/page.html", "report/paper.json"}
     data |= {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "model_configs").rglob("*.json")}
-    assert contents == modules | {f"diffclip_openclip/{name}" for name in data} | STARTUP_FILES
+    assert contents == modules | {f"diffclip_openclip/{name}" for name in data} | {STARTUP_FILE}
     _build("--wheel", "--outdir", str(tmp_path))
     assert _contents(next(tmp_path.glob("*.whl"))) == contents
 
@@ -157,7 +157,7 @@ def test_uninstall_leaves_nothing(source, wheel, tmp_path):
     environment = new_environment(tmp_path / "venv")
     before = {path.name for path in environment.site_packages.iterdir()}
     environment.install(source, wheel, REPOSITORY)
-    assert {path.name for path in environment.site_packages.iterdir()} > before | STARTUP_FILES
+    assert {path.name for path in environment.site_packages.iterdir()} > before | {STARTUP_FILE}
     environment.pip("uninstall", "--yes", "diffclip-openclip")
     assert {path.name for path in environment.site_packages.iterdir() if path.name != "__pycache__"} == before
     assert not any((environment.bin / name).exists() for name in ("diffclip", "open_clip_train"))

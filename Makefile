@@ -1,6 +1,7 @@
 # make quickstart   train DiffCLIP-nano on the embedded emoji, evaluate it, draw its predictions (COMPARE=1: and the baseline)
 # make test         the tests (minutes); make test-all: the slow ones too, and the numerical ones as on another CPU
 # make test-lowest  the tests with the lowest versions that pyproject.toml admits, in an environment of their own
+# make test-host HOST=PATH  the tests with a checkout of open_clip, in an environment of their own
 # make lint         ruff and mypy
 # Each makes the environment in $(VENV) first.
 
@@ -13,11 +14,11 @@ OTHER_CPU = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPAT
 # a process for each core, of one thread
 PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 
-.PHONY: quickstart test test-all test-lowest lint clean
+.PHONY: quickstart test test-all test-lowest test-host lint clean
 
-# an editable install holds copies of the start-up files
-$(INSTALLED): pyproject.toml hatch_build.py $(wildcard src/*.pth src/*.start)
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.12 ...")'
+# an editable install holds a copy of the start-up file
+$(INSTALLED): pyproject.toml hatch_build.py src/diffclip_openclip_autoload.pth
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet -e '.[all,dev]'
 	touch $@
@@ -37,6 +38,13 @@ test-lowest:
 	$(PYTHON) tests/lowest.py pyproject.toml > $(VENV)-lowest/constraints.txt
 	$(VENV)-lowest/bin/python -m pip install --quiet -c $(VENV)-lowest/constraints.txt -e '.[all,dev]'
 	$(MAKE) test VENV=$(VENV)-lowest INSTALLED=
+
+test-host:
+	test -f "$(HOST)/pyproject.toml" || { echo "make test-host HOST=PATH, where PATH is a checkout of open_clip"; exit 2; }
+	test -x $(VENV)-host/bin/python || $(PYTHON) -m venv $(VENV)-host
+	$(VENV)-host/bin/python -m pip install --quiet -e '.[all,dev]'
+	$(VENV)-host/bin/python -m pip install --quiet $(HOST)
+	$(MAKE) test VENV=$(VENV)-host INSTALLED=
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,7 +132,7 @@ def write(
         "versions": {name: _version(name) for name in _PACKAGES},
         "device": device,
         "seconds": round(seconds, 3),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     with staged(path, overwrite=True) as new:
         new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import open_clip
@@ -169,7 +170,8 @@ def test_weights_of_another_model(checkpoint, tmp_path):
     [
         ("DiffCLIP-nano", "0a87b8b213003405"),
         ("DiffCLIP-V2-nano", "9f2ac81d74632dfb"),
-        ("CLIP-nano-baseline", "6d4d393d176f2c85"),
+        # open_clip's main branch has other modules in a plain text tower, so features of one are computed anew there
+        *([("CLIP-nano-baseline", "6d4d393d176f2c85")] if version("open_clip_torch").startswith("3.") else []),
     ],
 )
 def test_the_hash_is_that_of_earlier_versions(name, start):

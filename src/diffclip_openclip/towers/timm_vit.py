@@ -21,7 +21,8 @@ from timm.models import (
     model_entrypoint,
     register_model,
 )
-from timm.models.vision_transformer import Block, checkpoint_filter_fn
+from timm.models.vision_transformer import Block as TimmBlock
+from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 
 from diffclip_openclip.attention.v1 import DYNAMIC, LAMBDA_INIT, DifferentialAttention, resolve_lambda_init
@@ -61,16 +62,16 @@ class TimmDifferentialAttentionV2(_TimmArguments, DifferentialAttentionV2):
     """Compute :class:`DifferentialAttentionV2`, behind the constructor arguments that timm's blocks pass."""
 
 
-class DifferentialBlock(Block, OpenClipBlock):
+class Block(TimmBlock, OpenClipBlock):
+    """Compute timm's pre-norm block; its name is in the hash under which features of models are kept."""
+
+
+class DifferentialBlock(Block):
     """Compute timm's pre-norm block, whose index decides lambda_init."""
 
     def __init__(self, *, lambda_init: float | str, depth: int = 0, **kwargs: Any) -> None:
         super().__init__(depth=depth, **kwargs)
         cast(DifferentialAttention, self.attn).lambda_init = resolve_lambda_init(lambda_init, depth)
-
-
-class DifferentialBlockV2(Block, OpenClipBlock):
-    """Compute timm's pre-norm block."""
 
 
 class _Build(NamedTuple):
@@ -93,7 +94,7 @@ def _diffclip(lambda_init: float | str) -> dict[str, Any]:
 # the paper's: SLIP's evaluation transform
 _SLIP = {"interpolation": "bilinear", "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
 _OPENAI = {"interpolation": "bicubic", "mean": OPENAI_CLIP_MEAN, "std": OPENAI_CLIP_STD}
-_V2 = {"attn_layer": TimmDifferentialAttentionV2, "block_fn": DifferentialBlockV2}
+_V2 = {"attn_layer": TimmDifferentialAttentionV2, "block_fn": Block}
 _CLIP_V2 = _V2 | {"pre_norm": True, "norm_layer": partial(LayerNorm, eps=1e-5)}
 _BUILDS = {
     "diffclip": _Build(_diffclip(LAMBDA_INIT), _SLIP),

@@ -10,6 +10,7 @@ from support.images import pictures, pixels, read_back, save
 from diffclip_openclip.data.images import encode
 from diffclip_openclip.data.sources import folders
 from diffclip_openclip.data.writer import Split, classification_metadata, classified
+from diffclip_openclip.explain.images import read_image
 
 METADATA = classification_metadata(["one"], ["a {c}."])
 
@@ -43,6 +44,18 @@ def test_other_formats_become_png_with_the_same_pixels(tmp_path, form, mode):
     with Image.open(path) as original, Image.open(io.BytesIO(data)) as encoded:
         assert (encoded.format, encoded.mode) == ("PNG", "RGB")
         assert pixels(encoded) == pixels(original)
+
+
+@pytest.mark.parametrize("form", ["EPS", "ICO", "TGA"])
+def test_formats_that_no_data_set_holds_are_refused_whatever_the_name(tmp_path, form):
+    """Pillow would hand PostScript to Ghostscript."""
+    path = save(tmp_path / "image.png", pictures(1)[0], form)
+    with pytest.raises(
+        ValueError, match=r"image\.png is no image that can be read \(it is in none of the formats JPEG"
+    ):
+        encode(path)
+    with pytest.raises(ValueError, match=r"image\.png is no image that can be read \(JPEG, PNG"):
+        read_image(path)
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF"])

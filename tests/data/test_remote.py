@@ -1,5 +1,6 @@
 """Data sets behind URLs: over HTTP from servers good and bad, and from the hub, read as local ones are."""
 
+import contextlib
 import hashlib
 import http.server
 import threading
@@ -14,8 +15,8 @@ from support.common import plain_environment, run_python
 from support.evaluation_data import locate_paper
 from support.hub_stand_in import HubStandIn
 
-from diffclip_openclip.data.layout import locate, shard_fingerprint
-from diffclip_openclip.data.remote import read_remote_text
+from diffclip_openclip.data.layout import Shard, locate, shard_fingerprint
+from diffclip_openclip.data.remote import read_remote_file
 from diffclip_openclip.data.shards import batches, read_shard
 
 
@@ -23,6 +24,7 @@ class Web(http.server.SimpleHTTPRequestHandler):
     """A plain server, which knows of no ranges; some paths it answers badly."""
 
     cut = ""  # a path of which half is sent
+    endless = ""  # a path that never ends
     status: dict[str, int] = {}  # noqa: RUF012 - reset by the fixture
 
     def do_GET(self):
@@ -37,6 +39,12 @@ class Web(http.server.SimpleHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(data[: len(data) // 2])
             return
+        if self.endless and self.path.endswith(self.endless):
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):  # the client has had enough
+                while True:
+                    self.wfile.write(b"1" * 65_536)
         super().do_GET()
 
     def log_message(self, *arguments):
@@ -46,6 +54,7 @@ class Web(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture
 def web(suite, monkeypatch) -> Iterator[str]:
     monkeypatch.setattr(Web, "cut", "")
+    monkeypatch.setattr(Web, "endless", "")
     monkeypatch.setattr(Web, "status", {})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Web, directory=suite)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -53,7 +62,7 @@ def web(suite, monkeypatch) -> Iterator[str]:
         server.shutdown()
 
 
-def _pixels(shard: str) -> list[tuple[list, int]]:
+def _pixels(shard: Shard) -> list[tuple[list, int]]:
     return [(image.tolist(), label) for image, label in read_shard(shard, ("cls",), np.asarray)]
 
 
@@ -61,7 +70,7 @@ def _as_tensor(image) -> torch.Tensor:
     return torch.from_numpy(np.asarray(image).copy())
 
 
-def _batched(shards: list[str], workers: int) -> list[tuple]:
+def _batched(shards: list[Shard], workers: int) -> list[tuple]:
     given = batches(shards, "cls", _as_tensor, batch_size=7, workers=workers, pin_memory=False)
     return [(batch.shard, None if batch.images is None else batch.images.tolist(), batch.values) for batch in given]
 
@@ -94,7 +103,7 @@ def test_a_remote_shards_hash_is_of_its_address_size_and_date(web, suite, tmp_pa
     state = (suite / "pets" / "test" / "0.tar").stat()
     date = http.server.SimpleHTTPRequestHandler.date_time_string(None, int(state.st_mtime))
     fields = [str(state.st_size), None, date]
-    assert shard_fingerprint(shard, tmp_path) == hashlib.sha256(repr((shard, fields)).encode()).hexdigest()
+    assert shard_fingerprint(shard, tmp_path) == hashlib.sha256(repr((shard.address, fields)).encode()).hexdigest()
     assert not list(tmp_path.iterdir())
 
 
@@ -102,6 +111,20 @@ def test_a_shard_that_is_cut_off_is_an_error(web, monkeypatch):
     location = locate_paper("pets", web)
     monkeypatch.setattr(Web, "cut", "test/0.tar")
     with pytest.raises(ValueError, match=r"pets/test/0\.tar cannot be read"):
+        _batched(location.shards("test"), 0)
+
+
+@pytest.mark.parametrize("name", ["test/nshards.txt", "classnames.txt"])
+def test_a_text_without_end_is_refused(web, monkeypatch, name):
+    monkeypatch.setattr(Web, "endless", name)
+    with pytest.raises(ValueError, match=rf"pets/{name} has more than 4,194,304 bytes"):
+        locate_paper("pets", web)
+
+
+def test_a_shard_that_a_server_refuses_is_named(web, monkeypatch):
+    location = locate_paper("pets", web)
+    monkeypatch.setattr(Web, "status", {"test/0.tar": 503})
+    with pytest.raises(ValueError, match=r"pets/test/0\.tar cannot be read: .* answers 503"):
         _batched(location.shards("test"), 0)
 
 
@@ -125,7 +148,7 @@ def test_a_server_that_is_not_there_is_named():
 @pytest.mark.parametrize("url", ["pipe://touch {}", "ftp://host/x", "file://{}", "simplecache::http://127.0.0.1:9/{}"])
 def test_other_schemes_are_refused_and_nothing_is_run(tmp_path, url):
     with pytest.raises(ValueError, match="give a folder, or a URL that begins with http://, https:// or hf://"):
-        read_remote_text(url.format(tmp_path / "made"))
+        read_remote_file(url.format(tmp_path / "made"), 10)
     assert not list(tmp_path.iterdir())
 
 

@@ -1,6 +1,8 @@
 """The writer: clip_benchmark's layout, whole or not at all, and never over something else."""
 
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from support.common import plain_environment
 from support.images import dots, number, pictures, read_back, save, tree
 
 from diffclip_openclip.data.sources import folders
-from diffclip_openclip.data.writer import RETRIEVAL_METADATA, Split, classification_metadata, classified
+from diffclip_openclip.data.writer import RETRIEVAL_METADATA, Sample, Split, classification_metadata, classified
 
 METADATA = classification_metadata(["odd", "even"], ["a {c}."])
 
@@ -25,6 +27,7 @@ def test_every_sample_is_read_back_in_order_whatever_the_count(tmp_path, count, 
     folder = tmp_path / "50%d {off}" / "dots" / "train"
     assert lines == [f"{folder}: {count:,} images in {shards} shards"]
     assert (folder / "nshards.txt").read_text() == f"{shards}\n"
+    assert sum(map(int, (folder / "nsamples.txt").read_text().split())) == count
     assert sorted(path.name for path in folder.glob("*.tar")) == [f"{index}.tar" for index in range(shards)]
     folder.parent.rename(tmp_path / "dots")  # clip_benchmark expands braces in paths
     read = read_back(tmp_path, "dots", "train")
@@ -37,6 +40,7 @@ def test_layout_is_clip_benchmarks(tmp_path):
         "classnames.txt",
         "zeroshot_classification_templates.txt",
         "test/0.tar",
+        "test/nsamples.txt",
         "test/nshards.txt",
     }
     dataset = build_dataset("wds/dots", str(tmp_path / "dots"), None, "test")
@@ -134,16 +138,58 @@ def test_folders_that_are_no_split_are_never_replaced(tmp_path, change):
 
 
 def test_splits_of_other_classes_or_kinds_do_not_mix(tmp_path):
+    """Labels of one would mean the classes of the other, also with --overwrite."""
     Split(tmp_path, "dots", "train").write([classified(image, 0) for image in dots(1)], 1, METADATA)
+    Split(tmp_path, "dots", "test").write([classified(image, 0) for image in dots(1)], 1, METADATA)
     before = tree(tmp_path)
     for other in (classification_metadata(["other"], ["a {c}."]), RETRIEVAL_METADATA):
-        with pytest.raises(FileExistsError, match=r"classnames\.txt says otherwise"):
-            Split(tmp_path, "dots", "test").write([classified(image, 0) for image in dots(1)], 1, other)
-        assert tree(tmp_path) == before
-    Split(tmp_path, "dots", "test", overwrite=True).write(
-        [classified(image, 0) for image in dots(1)], 1, RETRIEVAL_METADATA
-    )
-    assert {path.name for path in (tmp_path / "dots").iterdir()} == {"train", "test", "dataset_type.txt"}
+        for split in (Split(tmp_path, "dots", "val"), Split(tmp_path, "dots", "test", overwrite=True)):
+            with pytest.raises(
+                FileExistsError, match=rf"classnames\.txt says otherwise.* train.* remove {tmp_path}/dots"
+            ):
+                split.write([classified(image, 0) for image in dots(1)], 1, other)
+            assert tree(tmp_path) == before
+
+
+def test_the_only_split_may_become_another(tmp_path):
+    Split(tmp_path, "dots", "test").write([classified(image, 0) for image in dots(1)], 1, METADATA)
+    captioned_dot = Sample(dots(1)[0], {"txt": b"a dot"})
+    with pytest.raises(FileExistsError, match=r"dots/test exists; .* --overwrite"):
+        Split(tmp_path, "dots", "test").write([captioned_dot], 1, RETRIEVAL_METADATA)
+    Split(tmp_path, "dots", "test", overwrite=True).write([captioned_dot], 1, RETRIEVAL_METADATA)
+    assert {path.name for path in (tmp_path / "dots").iterdir()} == {"test", "dataset_type.txt"}
+    shutil.rmtree(tmp_path / "dots" / "test")
+    with pytest.raises(FileExistsError, match=r"txt says otherwise .* --overwrite"):
+        Split(tmp_path, "dots", "test").write([classified(dots(1)[0], 0)], 1, METADATA)
+
+
+def test_text_files_that_appear_meanwhile_are_kept(tmp_path):
+    """Of two commands at once, the later one says so instead of giving the other's labels its own classes."""
+
+    def samples():
+        Split(tmp_path, "dots", "train").write([classified(dots(1)[0], 0)], 1, METADATA)
+        yield classified(dots(1)[0], 0)
+
+    with pytest.raises(FileExistsError, match=r"classnames\.txt says otherwise"):
+        Split(tmp_path, "dots", "test").write(samples(), 1, classification_metadata(["other"], ["{c}"]))
+    assert (tmp_path / "dots" / "classnames.txt").read_text() == "odd\neven\n"
+    assert {path.name for path in (tmp_path / "dots").iterdir() if path.is_dir()} == {"train"}
+
+
+def test_a_full_disk_names_what_was_written(tmp_path):
+    def samples():
+        yield classified(dots(1)[0], 0)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/dots/test'"):
+        Split(tmp_path, "dots", "test").write(samples(), 2, METADATA)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1cb", "a\x85", "a\u2028b", "a\rb"])
+def test_class_names_are_one_line(name):
+    with pytest.raises(ValueError, match=r"the source has '.*' for a class's name; it must be one line"):
+        classification_metadata(["fine", name], ["{c}"])
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "/etc", ".hidden"])

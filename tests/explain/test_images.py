@@ -67,7 +67,7 @@ def test_bad_images_are_refused(tmp_path, monkeypatch):
     Image.new("L", (1000, 9)).save(tmp_path / "strip.png")
     for name, message in {
         "cut.png": "cut short or damaged",
-        "text.jpg": "is no image that Pillow can read",
+        "text.jpg": "is no image that can be read",
         "float.tif": "its pixels are floating-point numbers",
         "long.tif": "its pixels are integers of 32 bits",
         "strip.png": "has 1000 x 9 pixels; one side may be at most 100 times",

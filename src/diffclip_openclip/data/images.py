@@ -2,14 +2,19 @@
 
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 ImageSource = Path | bytes | Image.Image  # a file, a file's content, or pixels
 
 # The extensions of images in shards that clip_benchmark reads.
 EXTENSIONS = ("webp", "png", "jpg", "jpeg")
+
+# The formats of images that are opened, by Pillow's names: those that data sets hold. Pillow goes by a file's content,
+# whatever its name, and knows others whose decoders run programs (EPS: Ghostscript) or are hardly used.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 # Formats whose files go into shards as they are, by Pillow's names, with their extensions there. A file's own suffix
 # says little: SUN397 has PNG, GIF and BMP named .jpg. MPO is a JPEG with more pictures behind the first.
@@ -32,6 +37,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def open_image(file: Path | BinaryIO) -> Image.Image:
+    """Open an image in one of :data:`FORMATS`; its pixels are read later.
+
+    Raises:
+        PIL.UnidentifiedImageError: it is in none of them.
+    """
+    try:
+        return Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise UnidentifiedImageError(f"it is in none of the formats {', '.join(FORMATS)}") from error
+
+
 def decode(data: bytes) -> Image.Image:
     """Decode the bytes of an image to RGB; see :func:`to_rgb`.
 
@@ -39,7 +56,7 @@ def decode(data: bytes) -> Image.Image:
         OSError: bytes that Pillow cannot read as an image.
         ValueError: as :func:`to_rgb`.
     """
-    with Image.open(BytesIO(data)) as image:
+    with open_image(BytesIO(data)) as image:
         return to_rgb(image)
 
 
@@ -59,7 +76,7 @@ def encode(image: ImageSource) -> tuple[str, bytes]:
         raise FileNotFoundError(f"there is no image {image}, which belongs to the data set; complete the source")
     name, data = (str(image), image.read_bytes()) if isinstance(image, Path) else ("an image of the source", image)
     try:
-        opened = Image.open(BytesIO(data))
+        opened = open_image(BytesIO(data))
         opened.load()  # verify() would pass a JPEG that is cut off
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
         raise ValueError(f"{name} is no image that can be read ({error}); replace it with an intact one") from error

@@ -5,23 +5,41 @@ A data set is BASE/SPLIT/{0..}.tar with BASE/SPLIT/nshards.txt, and text files b
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from tqdm import tqdm
 
-from diffclip_openclip.data.remote import URL_MARK, file_address, read_remote_text, remote_state
+from diffclip_openclip.data.remote import URL_MARK, file_address, read_remote_file, remote_state
 from diffclip_openclip.files import sha256, staged
 
 SHARD_COUNT = "nshards.txt"  # in each split
+SAMPLE_COUNTS = "nsamples.txt"  # in each split that `diffclip data` wrote: line i is the number of samples of shard i
 CLASS_NAMES = "classnames.txt"  # line i names class i
 TEMPLATES = "zeroshot_classification_templates.txt"  # a template a line, with {c} for the class
 TYPE = "dataset_type.txt"  # one of the kinds below; classification where there is no such file
-CLASSIFICATION, RETRIEVAL, SELECTION = "classification", "retrieval", "image_caption_selection"
+CLASSIFICATION, RETRIEVAL, SELECTION = KINDS = ("classification", "retrieval", "image_caption_selection")
 # The text files beside the splits, which say how to read the shards.
 METADATA = (CLASS_NAMES, TEMPLATES, TYPE)
+
+_MOST_SHARDS = 100_000
+_LARGEST_TEXT = 1 << 22  # bytes of a text file: the names of 20,000 classes are 0.5 MB
+_HASH = re.compile(rb"[0-9a-f]{64}")
+_LONGEST_NAME = 1_000  # characters of a class's name
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Name a shard."""
+
+    address: str  # a path or URL
+    samples: int | None = None  # the number of samples that were written to it, where that is known
+
+    def __str__(self) -> str:
+        return self.address
 
 
 @dataclass(frozen=True)
@@ -30,32 +48,52 @@ class Location:
 
     base: str  # the folder or URL in which its splits lie
     shard_counts: dict[str, int]  # the number of shards of each split
+    # The number of samples of each shard, by split; of the splits for which it was written down.
+    sample_counts: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
-    def shards(self, split: str) -> list[str]:
-        """List the paths or URLs of a split's shards, in order."""
-        return [f"{file_address(self.base)}/{split}/{index}.tar" for index in range(self.shard_counts[split])]
+    def shards(self, split: str) -> list[Shard]:
+        """List a split's shards, in order."""
+        folder, count = f"{file_address(self.base)}/{split}", self.shard_counts[split]
+        samples = self.sample_counts.get(split, [None] * count)
+        return [Shard(f"{folder}/{index}.tar", samples[index]) for index in range(count)]
 
     @cached_property
     def class_names(self) -> list[str]:
-        """Return the names of the classes, by label.
+        r"""Return the names of the classes, by label.
 
         Raises:
             FileNotFoundError: there is no classnames.txt.
+            ValueError: a name is too long, or has a line break other than ``\n``, where other readers split it.
         """
         text = self._texts[CLASS_NAMES]
         if text is None:
             raise FileNotFoundError(f"{self.base} has no {CLASS_NAMES}; `diffclip data` writes it")
-        return [line.strip() for line in text.splitlines()]
+        return [check_class_name(line, f"{self.base}/{CLASS_NAMES}").strip() for line in _lines(text)]
 
     @property
     def has_class_names(self) -> bool:
         """Return whether there is a classnames.txt."""
         return self._texts[CLASS_NAMES] is not None
 
+    @cached_property
+    def kind(self) -> str:
+        """Return what the data set is for: one of :data:`KINDS`.
+
+        Raises:
+            ValueError: its dataset_type.txt says another.
+        """
+        text = (self._texts[TYPE] or CLASSIFICATION).strip().lower()  # as clip_benchmark reads it
+        if text not in KINDS:
+            raise ValueError(
+                f"{self.base} is of the type {text[:40]!r} by its {TYPE}, which nothing here measures; there are "
+                f"{', '.join(KINDS)}"
+            )
+        return text
+
     @property
     def has_captions(self) -> bool:
         """Return whether the data set is for retrieval."""
-        return (self._texts[TYPE] or "").strip() == "retrieval"
+        return self.kind == RETRIEVAL
 
     @cached_property
     def templates(self) -> list[str]:
@@ -64,7 +102,7 @@ class Location:
         Raises:
             ValueError: a line without ``{c}``, or with other braces.
         """
-        lines = [line.strip() for line in (self._texts[TEMPLATES] or "").splitlines()]
+        lines = [line.strip() for line in _lines(self._texts[TEMPLATES] or "")]
         for line in filter(None, lines):
             if "{c}" not in line or set("{}") & set(line.replace("{c}", "")):
                 raise ValueError(
@@ -97,24 +135,25 @@ class Location:
         return digest.hexdigest()
 
 
-def shard_fingerprint(shard: str, cache_dir: Path) -> str:
+def shard_fingerprint(shard: Shard, cache_dir: Path) -> str:
     """Hash a shard's content; of a remote shard, its address and what the server says of its size, ETag and date.
 
     Args:
-        cache_dir: a folder in which the hash of each local shard is kept under its path, size and time of change, so
-            that it is read for its hash only once.
+        cache_dir: a folder in which the hash of each local shard is kept under its path, inode, size and times of
+            change, so that it is read for its hash only once. A note there that holds no hash is written anew.
 
     Returns:
         a SHA-256 in hexadecimal.
     """
-    if URL_MARK in shard:
-        return hashlib.sha256(repr(remote_state(shard)).encode()).hexdigest()
-    path = Path(shard)
+    if URL_MARK in shard.address:
+        return hashlib.sha256(repr(remote_state(shard.address)).encode()).hexdigest()
+    path = Path(shard.address)
     state = path.stat()
-    key = hashlib.sha256(repr((str(path.absolute()), state.st_size, state.st_mtime_ns)).encode()).hexdigest()
-    note = cache_dir / key
-    if note.is_file():
-        return note.read_text(encoding="ascii")
+    # a file that takes another's place can have its size and its time of change, but not its inode and ctime
+    identity = (str(path.absolute()), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    note = cache_dir / hashlib.sha256(repr(identity).encode()).hexdigest()
+    if note.is_file() and _HASH.fullmatch(known := note.read_bytes()):
+        return known.decode("ascii")
     value = sha256(path)
     cache_dir.mkdir(parents=True, exist_ok=True)
     with staged(note, overwrite=True) as new:
@@ -134,7 +173,8 @@ def locate(name: str, splits: Sequence[str], roots: Sequence[str], *, optional: 
         the location, or None where no root has all splits.
 
     Raises:
-        ValueError: an nshards.txt that holds no number, a folder that lacks a shard, or a URL of an unknown scheme.
+        ValueError: an nshards.txt or nsamples.txt that holds no numbers, a folder that lacks a shard, a data set of an
+            unknown type, or a URL of an unknown scheme.
         OSError: a URL that cannot be reached; a server that says that the file is not there is no error.
     """
     for root in roots:
@@ -142,8 +182,33 @@ def locate(name: str, splits: Sequence[str], roots: Sequence[str], *, optional: 
         counts = {split: _count_shards(base, split) for split in (*splits, *optional)}
         found = {split: count for split, count in counts.items() if count is not None}
         if found.keys() >= set(splits):
-            return Location(base, found)
+            samples = {split: _count_samples(base, split, count) for split, count in found.items()}
+            location = Location(base, found, {split: counts for split, counts in samples.items() if counts})
+            _ = location.kind  # refuses an unknown one before anything is measured
+            return location
     return None
+
+
+def check_class_name(name: str, place: str) -> str:
+    """Return a class's name, and refuse one that readers would not take for one.
+
+    Args:
+        place: where it stands, for the message.
+
+    Raises:
+        ValueError: it has a line break of any kind, or more than 1,000 characters.
+    """
+    if len(name) > _LONGEST_NAME or name.splitlines() not in ([name], []):
+        raise ValueError(
+            f"{place} has {name[:80]!r} for a class's name; it must be one line (of at most {_LONGEST_NAME:,} "
+            "characters), without Unicode's other line breaks either"
+        )
+    return name
+
+
+def _lines(text: str) -> list[str]:
+    r"""Split at ``\n`` or ``\r\n`` alone, so that a name with another line break shifts no other name."""
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
 
 
 def _count_shards(base: str, split: str) -> int | None:
@@ -151,20 +216,48 @@ def _count_shards(base: str, split: str) -> int | None:
     text = _read_text(f"{file_address(base)}/{split}/{SHARD_COUNT}")
     if text is None:
         return None
-    if not text.strip().isdecimal() or int(text) == 0:
+    if not (count := _number(text)) or count > _MOST_SHARDS:
         raise ValueError(
-            f"{base}/{split}/{SHARD_COUNT} holds {text.strip()!r}; it must be the number of shards, above 0"
+            f"{base}/{split}/{SHARD_COUNT} holds {text.strip()[:40]!r}; it must be the number of shards, above 0"
         )
     if URL_MARK not in base:
-        for index in range(int(text)):
+        for index in range(count):
             if not Path(base, split, f"{index}.tar").is_file():
-                raise ValueError(f"{base}/{split} lacks {index}.tar; its {SHARD_COUNT} says {text.strip()} shards")
-    return int(text)
+                raise ValueError(f"{base}/{split} lacks {index}.tar; its {SHARD_COUNT} says {count} shards")
+    return count
+
+
+def _count_samples(base: str, split: str, shards: int) -> list[int]:
+    """Return the number of samples of each shard; empty where it was not written down."""
+    text = _read_text(f"{file_address(base)}/{split}/{SAMPLE_COUNTS}")
+    if text is None:
+        return []
+    counts = [_number(line) for line in _lines(text)]
+    if len(counts) != shards or not all(counts):
+        raise ValueError(f"{base}/{split}/{SAMPLE_COUNTS} must have a number of samples for each of {shards} shards")
+    return [count or 0 for count in counts]
+
+
+def _number(text: str) -> int | None:
+    digits = text.strip()
+    return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 10 else None
 
 
 def _read_text(address: str) -> str | None:
     """Read a text file; None where it is not there."""
     if URL_MARK in address:
-        return read_remote_text(address)
-    path = Path(address)
-    return path.read_text(encoding="utf-8") if path.is_file() else None
+        data = read_remote_file(address, _LARGEST_TEXT + 1)
+    else:
+        path = Path(address)
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            data = file.read(_LARGEST_TEXT + 1)
+    if data is None:
+        return None
+    if len(data) > _LARGEST_TEXT:
+        raise ValueError(f"{address} has more than {_LARGEST_TEXT:,} bytes, which is no text file of a data set")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{address} is no text in UTF-8 ({error})") from error

@@ -27,22 +27,24 @@ def file_address(base: str) -> str:
     return base.replace("/tree/", "/resolve/", 1) if on_hub else base
 
 
-def read_remote_text(url: str) -> str | None:
-    """Read a text file; None where it is not there, or where the server does not show it to this user.
+def read_remote_file(url: str, most: int) -> bytes | None:
+    """Read a small file; None where it is not there, or where the server does not show it to this user.
+
+    Args:
+        most: the number of bytes after which reading ends.
 
     Raises:
         ValueError: a URL of another scheme than http, https and hf.
         ConnectionError: the server cannot be reached, or answers otherwise.
     """
-    file_system, path = _file_system(url)
+    data = b""
     try:
-        return str(file_system.cat_file(path).decode("utf-8"))
+        with open_remote(url) as file:
+            while len(data) < most and (block := _read(file, url, most - len(data))):
+                data += block
     except FileNotFoundError:
         return None
-    except Exception as error:  # each client library has its own
-        if _status(error) in (401, 403, 404):  # the hub answers 401 for a repository that does not exist
-            return None
-        raise _connection_error(url, error) from error
+    return data
 
 
 def open_remote(url: str) -> BinaryIO:
@@ -50,11 +52,24 @@ def open_remote(url: str) -> BinaryIO:
 
     Raises:
         ValueError: a URL of another scheme than http, https and hf.
-        FileNotFoundError: the file is not there.
+        FileNotFoundError: the file is not there, or the server does not show it to this user.
+        ConnectionError: the server cannot be reached, or answers otherwise.
     """
     file_system, path = _file_system(url)
-    # Without blocks it is one request: a server need not know of ranges, and a shard is read in order anyway.
-    return cast(BinaryIO, file_system.open(path, "rb", block_size=0))
+    # With a size given, HTTP's file system does not ask for it first, in a request whose every failure is "not found".
+    known = {} if isinstance(file_system, HfFileSystem) else {"size": 1}
+    try:
+        # Without blocks it is one request: a server need not know of ranges, and a shard is read in order anyway.
+        return cast(BinaryIO, file_system.open(path, "rb", block_size=0, **known))
+    except Exception as error:  # each client library has its own
+        raise _translated(url, error) from error
+
+
+def _read(file: BinaryIO, url: str, most: int) -> bytes:
+    try:
+        return file.read(most)
+    except Exception as error:  # the hub's file system asks for the file at the first reading
+        raise _translated(url, error) from error
 
 
 def remote_state(url: str) -> tuple[str, list[str | None]]:
@@ -63,7 +78,7 @@ def remote_state(url: str) -> tuple[str, list[str | None]]:
     These change when the file's content does.
 
     Raises:
-        ConnectionError: the server cannot be reached, or has no such file.
+        FileNotFoundError, ConnectionError: as :func:`open_remote`.
     """
     # The hub, too, is asked by HTTP: what its file system calls a file's state would be another cache key.
     address = HfFileSystem().url(url) if url.startswith("hf://") else url
@@ -71,7 +86,7 @@ def remote_state(url: str) -> tuple[str, list[str | None]]:
     try:
         answer = _http().info(address, headers=headers)
     except Exception as error:  # each client library has its own
-        raise _connection_error(url, error) from error
+        raise _translated(url, error) from error
     size = answer.get("size")
     return address, [None if size is None else str(size), answer.get("ETag"), answer.get("Last-Modified")]
 
@@ -104,7 +119,11 @@ def _status(error: Exception) -> int | None:
     return getattr(error, "status", None) or getattr(answer, "status_code", None)
 
 
-def _connection_error(url: str, error: Exception) -> ConnectionError:
-    if status := _status(error):
+def _translated(url: str, error: Exception) -> OSError:
+    """Return the error that says in Python's terms why a file cannot be read."""
+    status = _status(error)
+    if isinstance(error, FileNotFoundError) or status in (401, 403, 404):  # the hub's 401: no such repository
+        return FileNotFoundError(f"there is no file {url}, or the server does not show it to you")
+    if status:
         return ConnectionError(f"{url} answers {status} {getattr(error, 'message', '')}; try again later")
-    return ConnectionError(f"{url} cannot be reached: {error or type(error).__name__}")
+    return ConnectionError(f"{url} cannot be reached: {str(error) or type(error).__name__}")

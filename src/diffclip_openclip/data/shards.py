@@ -1,7 +1,8 @@
 """Read the samples of shards, local tar files or URLs, decoded in worker processes and in batches.
 
 Of a sample only its image and the fields that are asked for are decoded. webdataset's own decoders are not used: they
-unpickle some kinds of files, and its opener runs parts of an address in a shell.
+unpickle some kinds of files, and its opener runs parts of an address in a shell. A shard counts only as a whole: one
+that is cut short, damaged, or of other samples than were written is an error.
 """
 
 import json
@@ -11,17 +12,39 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from webdataset.tariterators import group_by_keys, tar_file_iterator
+from webdataset.tariterators import base_plus_ext, group_by_keys
 
 from diffclip_openclip.data.images import EXTENSIONS, decode
+from diffclip_openclip.data.layout import Shard
 from diffclip_openclip.data.remote import URL_MARK, open_remote
+from diffclip_openclip.data.tar_files import tar_files
+
+# What a sample's files can honestly have, in bytes.
+_LARGEST_IMAGE = 1 << 28
+_LARGEST_FIELD = 1 << 20
+_LARGEST_LABEL = 999_999  # a probe has a row of weights for each class up to the largest
+
+
+def _label(data: bytes) -> int:
+    digits = data.strip()
+    if not digits.isdigit() or len(digits) > 20 or int(digits) > _LARGEST_LABEL:
+        raise ValueError(f"its .cls holds {_shown(data)}; it must be the class's number, 0 to {_LARGEST_LABEL:,}")
+    return int(digits)
+
+
+def _captions(data: bytes) -> str:
+    text = data.decode("utf-8")
+    if not text.strip():
+        raise ValueError("its .txt is empty; it must hold a caption a line")
+    return text
+
+
+def _shown(data: bytes) -> str:
+    return repr(data[:20])[1:] + ("..." if len(data) > 20 else "")
+
 
 # What becomes of a sample's files, by extension.
-_DECODERS: Mapping[str, Callable[[bytes], Any]] = {
-    "cls": int,
-    "txt": lambda data: data.decode("utf-8"),
-    "json": json.loads,
-}
+_DECODERS: Mapping[str, Callable[[bytes], Any]] = {"cls": _label, "txt": _captions, "json": json.loads}
 
 
 class Batch(NamedTuple):
@@ -34,7 +57,7 @@ class Batch(NamedTuple):
 
 
 def batches(
-    shards: Sequence[str],
+    shards: Sequence[Shard],
     field: str,
     transform: Callable[[Any], torch.Tensor],
     *,
@@ -45,7 +68,6 @@ def batches(
     """Read shards in batches that cross no shard's end; each shard's last batch is its end, without images.
 
     Args:
-        shards: paths or URLs.
         field: the extension of what is given beside each image: cls, txt or json.
         transform: makes a tensor (3, H, W) of an RGB image.
         workers: processes that decode, a shard each at a time; with 0 this process does.
@@ -70,7 +92,7 @@ class _ShardBatches(IterableDataset[Batch]):
     """Decode whole shards, so that a shard's samples keep their order whatever the number of workers."""
 
     def __init__(
-        self, shards: Sequence[str], field: str, transform: Callable[[Any], torch.Tensor], batch_size: int
+        self, shards: Sequence[Shard], field: str, transform: Callable[[Any], torch.Tensor], batch_size: int
     ) -> None:
         self.shards, self.field, self.transform, self.batch_size = shards, field, transform, batch_size
 
@@ -84,36 +106,59 @@ class _ShardBatches(IterableDataset[Batch]):
                     yield Batch(index, torch.stack(images), values)
                 yield Batch(index)
             except Exception as error:  # as a value: an exception of a worker arrives with its whole traceback in it
-                yield Batch(index, error=f"the shard {shard} cannot be read: {type(error).__name__} {error}")
+                yield Batch(index, error=str(error))
                 return
 
 
-def read_shard(shard: str, fields: Sequence[str], transform: Callable[[Any], Any]) -> Iterator[tuple[Any, ...]]:
+def read_shard(shard: Shard, fields: Sequence[str], transform: Callable[[Any], Any]) -> Iterator[tuple[Any, ...]]:
     """Read a shard's samples: the transformed RGB image of each, then ``fields`` of it.
 
     Images are those that clip_benchmark gives, but for greys of 16 bits
-    (:func:`~diffclip_openclip.data.images.to_rgb`).
+    (:func:`~diffclip_openclip.data.images.to_rgb`). A sample's label is at least 0, and its captions are not all empty.
 
     Raises:
-        ValueError: a sample without an image or without one of ``fields``, or one that cannot be decoded.
-        OSError: a shard that cannot be opened.
+        ValueError: the shard is cut short or damaged, has no samples or another number than was written, or a sample
+            lacks an image or one of ``fields``, or cannot be decoded. The message names the shard and the sample.
     """
-    with _open(shard) as stream:
-        for sample in group_by_keys({**file, "__url__": shard} for file in tar_file_iterator(stream)):
-            kind = next((kind for kind in EXTENSIONS if kind in sample), None)
-            if kind is None or not sample.keys() >= set(fields):
-                wanted = " or ".join(f".{field}" for field in fields)
-                raise ValueError(f"the sample {sample['__key__']} lacks an image ({', '.join(EXTENSIONS)}) or {wanted}")
-            try:
-                values = [_DECODERS[field](sample[field]) for field in fields]
-                image = decode(sample[kind])
-            except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError and more
-                raise ValueError(f"the sample {sample['__key__']}: {type(error).__name__} {error}") from error
-            yield transform(image), *values
+    count = 0
+    try:
+        with _open(shard.address) as stream:
+            for sample in _samples(stream, fields):
+                yield _decoded(sample, fields, transform)
+                count += 1
+        if not count or shard.samples not in (None, count):
+            raise ValueError(f"it has {count:,} samples, {'one' if shard.samples is None else shard.samples} expected")
+    except Exception as error:  # each client library has its own
+        raise ValueError(f"the shard {shard} cannot be read: {str(error) or type(error).__name__}") from error
 
 
-def _open(shard: str) -> BinaryIO:
-    return open_remote(shard) if URL_MARK in shard else Path(shard).open("rb")
+def _samples(stream: BinaryIO, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the contents of each sample's files by extension; those that are not wanted are None."""
+    most = dict.fromkeys(EXTENSIONS, _LARGEST_IMAGE) | dict.fromkeys(fields, _LARGEST_FIELD)
+    files = tar_files(stream, lambda name: most.get((base_plus_ext(name)[1] or "").lower(), 0))
+    last = "before its first sample"
+    try:
+        for sample in group_by_keys({"fname": name, "data": data, "__url__": ""} for name, data in files):
+            yield sample
+            last = f"after the sample {sample['__key__']}"
+    except Exception as error:  # of tarfile, decompression, the network and group_by_keys
+        raise ValueError(f"it is cut short or damaged {last}: {str(error) or type(error).__name__}") from error
+
+
+def _decoded(sample: Mapping[str, Any], fields: Sequence[str], transform: Callable[[Any], Any]) -> tuple[Any, ...]:
+    """Return a sample's transformed image and the values of its fields."""
+    kind = next((kind for kind in EXTENSIONS if kind in sample), None)
+    if kind is None or not sample.keys() >= set(fields):
+        wanted = " or ".join(f".{field}" for field in fields)
+        raise ValueError(f"the sample {sample['__key__']} lacks an image ({', '.join(EXTENSIONS)}) or {wanted}")
+    try:
+        return transform(decode(sample[kind])), *(_DECODERS[field](sample[field]) for field in fields)
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError and more
+        raise ValueError(f"the sample {sample['__key__']}: {type(error).__name__} {error}") from error
+
+
+def _open(address: str) -> BinaryIO:
+    return open_remote(address) if URL_MARK in address else Path(address).open("rb")
 
 
 def _in_batches(samples: Iterator[Any], size: int) -> Iterator[list[Any]]:

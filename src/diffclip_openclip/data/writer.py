@@ -16,7 +16,16 @@ from tqdm import tqdm
 
 from diffclip_openclip.data.catalog import size_warning
 from diffclip_openclip.data.images import ImageSource, encode
-from diffclip_openclip.data.layout import CLASS_NAMES, METADATA, RETRIEVAL, SHARD_COUNT, TEMPLATES, TYPE
+from diffclip_openclip.data.layout import (
+    CLASS_NAMES,
+    METADATA,
+    RETRIEVAL,
+    SAMPLE_COUNTS,
+    SHARD_COUNT,
+    TEMPLATES,
+    TYPE,
+    check_class_name,
+)
 from diffclip_openclip.extras import require
 from diffclip_openclip.files import Folder, check_place, staged
 
@@ -25,7 +34,7 @@ SHARD_SIZE = 1000  # samples; readers decode shards in parallel
 _SHARDS = ("[0-9].tar", "[1-9][0-9].tar", "[1-9][0-9][0-9].tar", "[1-9][0-9][0-9][0-9].tar")
 # The text file of a set of images with captions.
 RETRIEVAL_METADATA = {TYPE: f"{RETRIEVAL}\n"}
-_SPLIT = Folder("a split of a data set", (SHARD_COUNT, *_SHARDS), mark=SHARD_COUNT)
+_SPLIT = Folder("a split of a data set", (SHARD_COUNT, SAMPLE_COUNTS, *_SHARDS), mark=SHARD_COUNT)
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,12 @@ def classification_metadata(classes: Sequence[str], templates: Sequence[str]) ->
     Args:
         classes: names by label.
         templates: texts with ``{c}`` for the class name.
+
+    Raises:
+        ValueError: a name that is not one line.
     """
+    for name in classes:
+        check_class_name(name, "the source")
     return {CLASS_NAMES: "".join(f"{name}\n" for name in classes), TEMPLATES: "".join(f"{t}\n" for t in templates)}
 
 
@@ -109,17 +123,28 @@ class Split:
             return []
         return [f"{self.folder} is there, in {len(shards)} shards; --overwrite makes it again"]
 
+    def known_classes(self) -> list[str]:
+        """Return the class names that the data set has by its other splits; empty where there are none."""
+        path = self.folder.parent / CLASS_NAMES
+        return path.read_text(encoding="utf-8").split("\n")[:-1] if self._others() and path.is_file() else []
+
+    def _others(self) -> list[str]:
+        """List the other splits that are there."""
+        splits = (path.parent for path in self.folder.parent.glob(f"*/{SHARD_COUNT}"))
+        return sorted(split.name for split in splits if split != self.folder)
+
     def write(self, samples: Iterable[Sample], total: int, metadata: Mapping[str, str]) -> list[str]:
         """Write ``total`` samples in their order, and the data set's text files.
 
-        The folder appears when all of it is written. Nothing stays of a run that fails.
+        The folder appears when all of it is written. Nothing stays of a run that fails. The text files are those of
+        all splits: what other splits are there keep theirs, also with ``overwrite``.
 
         Returns:
             lines to show: what was written, and whether its size is the published one.
 
         Raises:
-            FileExistsError: the folder is there, or one of the text files with another content, and ``overwrite`` is
-                not given.
+            FileExistsError: the folder is there and ``overwrite`` is not given, or one of the text files has another
+                content, and another split goes by it or ``overwrite`` is not given.
             FileNotFoundError, ValueError: an image that is missing or cannot be read, or no images at all.
             ImportError: webdataset is not installed.
         """
@@ -129,32 +154,80 @@ class Split:
         home = self.folder.parent
         if home.is_dir():
             check_place(self.folder, self.overwrite, _SPLIT)
-        _check_metadata(home, metadata, self.overwrite)
-        with _made(home), staged(self.folder, self.overwrite) as new:
+        self._changed(metadata)
+        with _made(home), _named(self.folder), staged(self.folder, self.overwrite) as new:
             new.mkdir()
-            shards, captions = _write_shards(new, samples, total, f"{self.dataset}/{self.name}")
-            (new / SHARD_COUNT).write_text(f"{shards}\n", encoding="ascii")
-            _write_metadata(home, metadata)
+            counts, captions = _write_shards(new, samples, total, f"{self.dataset}/{self.name}")
+            (new / SHARD_COUNT).write_text(f"{len(counts)}\n", encoding="ascii")
+            (new / SAMPLE_COUNTS).write_text("".join(f"{count}\n" for count in counts), encoding="ascii")
+            if (changed := self._changed(metadata)) and self.folder.is_dir():
+                self.folder.rename(new.parent / f"{self.name}.old")  # the new text files are not for it
+            for path in changed:
+                _write_text(path, metadata.get(path.name))
         warning = size_warning(self.dataset, self.name, total, captions)
-        return [f"{self.folder}: {total:,} images in {shards} shards", *warning]
+        return [f"{self.folder}: {total:,} images in {len(counts)} shards", *warning]
+
+    def _changed(self, metadata: Mapping[str, str]) -> list[Path]:
+        """Return the text files whose content would change, and refuse where that is not to be."""
+        home = self.folder.parent
+        others = self._others()
+        changed = []
+        for path in (home / name for name in METADATA):
+            old = path.read_text(encoding="utf-8") if path.is_file() else None
+            if old == metadata.get(path.name):
+                continue
+            if others:
+                raise FileExistsError(
+                    f"{path} says otherwise than this source, and {', '.join(others)} of {self.dataset} would be read "
+                    f"by it: give a source of the same classes and kind, name another place, or remove {home} first"
+                )
+            if old is not None and not self.overwrite:
+                raise FileExistsError(
+                    f"{path} says otherwise than this source: it is of other classes, or of another kind of data set; "
+                    "name another place, or replace it with --overwrite"
+                )
+            changed.append(path)
+        return changed
 
 
-def _write_shards(folder: Path, samples: Iterable[Sample], total: int, title: str) -> tuple[int, int]:
-    """Write samples to shards in their order, and return the numbers of shards and of captions."""
+def _write_shards(folder: Path, samples: Iterable[Sample], total: int, title: str) -> tuple[list[int], int]:
+    """Write samples to shards in their order, and return the number of each shard's samples, and of captions."""
     from webdataset import TarWriter
 
-    numbered, shards, captions = enumerate(samples), 0, 0
+    numbered, captions = enumerate(samples), 0
+    counts: list[int] = []
     with ThreadPoolExecutor() as pool, tqdm(total=total, desc=title, unit="image", delay=2) as progress:
         while chunk := list(islice(numbered, SHARD_SIZE)):
             encoded = pool.map(encode, [sample.image for _, sample in chunk])
+            shard = folder / f"{len(counts)}.tar"
             # a fixed time makes the same data the same bytes; ShardWriter would take a % in the path for its own
-            with (folder / f"{shards}.tar").open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
+            with shard.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
                 for (index, sample), (extension, data) in zip(chunk, encoded, strict=True):
                     tar.write({"__key__": f"s{index:07d}", extension: data, **sample.fields})
                     captions += len(sample.fields.get("txt", b"").splitlines())
                     progress.update()
-            shards += 1
-    return shards, captions
+            counts.append(len(chunk))
+    return counts, captions
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name what is written in an error that names nothing, such as a full disk's."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def _write_text(path: Path, text: str | None) -> None:
+    """Write a text file, or remove it where it is of another kind of data set."""
+    if text is None:
+        path.unlink(missing_ok=True)
+        return
+    with staged(path, overwrite=path.exists()) as new:
+        new.write_text(text, encoding="utf-8", newline="\n")
 
 
 @contextmanager
@@ -169,24 +242,3 @@ def _made(folder: Path) -> Iterator[None]:
             with suppress(OSError):
                 path.rmdir()
         raise
-
-
-def _check_metadata(home: Path, metadata: Mapping[str, str], overwrite: bool) -> None:
-    """Refuse text files that would contradict those of the splits that are there."""
-    for name in METADATA:
-        path = home / name
-        if not overwrite and path.is_file() and path.read_text(encoding="utf-8") != metadata.get(name):
-            raise FileExistsError(
-                f"{path} says otherwise than this source: it is of other classes, or of another kind of data set; name "
-                "another place, or replace it with --overwrite"
-            )
-
-
-def _write_metadata(home: Path, metadata: Mapping[str, str]) -> None:
-    """Write the data set's text files, and remove those that are of another kind of data set."""
-    for name in METADATA:
-        if name in metadata:
-            with staged(home / name, overwrite=True) as new:
-                new.write_text(metadata[name], encoding="utf-8", newline="\n")
-        else:
-            (home / name).unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from diffclip_openclip.data.catalog import DataSet
-from diffclip_openclip.data.layout import Location
+from diffclip_openclip.data.layout import Location, Shard
 from diffclip_openclip.data.shards import Batch, batches
 from diffclip_openclip.weights.loading import LoadedModel
 
@@ -78,7 +78,7 @@ class Subject:
     cache_dir: Path  # a folder for what is computed once: features, classifiers, hashes of shards
     shared: dict[str, Any] = field(default_factory=dict)  # values that several protocols take of this subject, by name
 
-    def batches(self, shards: Sequence[str], field: str, transform: Any) -> Iterator[Batch]:
+    def batches(self, shards: Sequence[Shard], field: str, transform: Any) -> Iterator[Batch]:
         """Read shards in batches as ``compute`` says; see :func:`diffclip_openclip.data.shards.batches`."""
         compute = self.compute
         return batches(

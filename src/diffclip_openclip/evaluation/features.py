@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
-from diffclip_openclip.data.layout import shard_fingerprint
+from diffclip_openclip.data.layout import Shard, shard_fingerprint
 from diffclip_openclip.evaluation.evaluator import Subject
 from diffclip_openclip.files import staged
 from diffclip_openclip.weights.loading import LoadedModel
@@ -116,7 +116,9 @@ def extract(subject: Subject, split: str) -> Features:
     return join(Features(**load_file(file)) for file in files.values())
 
 
-def _extracted(subject: Subject, shards: Sequence[str], transform: Any, title: str) -> Iterator[tuple[str, Features]]:
+def _extracted(
+    subject: Subject, shards: Sequence[Shard], transform: Any, title: str
+) -> Iterator[tuple[Shard, Features]]:
     """Yield each shard with its features, when the shard is complete."""
     compute = subject.compute
     # Workers read several shards at once, so that batches of different shards come in turns.
@@ -124,8 +126,6 @@ def _extracted(subject: Subject, shards: Sequence[str], transform: Any, title: s
     with tqdm(desc=title, unit=" images", leave=False) as bar, backbone(subject.loaded.model) as encode:
         for batch in subject.batches(shards, "cls", transform):
             if batch.images is None:
-                if not parts[batch.shard]:
-                    raise ValueError(f"the shard {shards[batch.shard]} holds no images with a .cls")
                 yield shards[batch.shard], join(parts.pop(batch.shard))
                 continue
             with torch.inference_mode(), compute.autocast():

@@ -14,7 +14,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from diffclip_openclip.data.images import to_rgb
+from diffclip_openclip.data.images import FORMATS, open_image, to_rgb
 from diffclip_openclip.explain.heat_maps import Relevance, relevance
 from diffclip_openclip.explain.maps import LayerMaps, Tokens, attention_maps, tokens_of
 from diffclip_openclip.weights.loading import LoadedModel
@@ -35,10 +35,10 @@ def read_image(path: Path) -> Image.Image:
     if not path.is_file():
         raise FileNotFoundError(f"there is no image file {path}")
     try:
-        with Image.open(path) as file:
+        with open_image(path) as file:
             upright = ImageOps.exif_transpose(file)
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path} is no image that Pillow can read (PNG, JPEG, WebP, TIFF, GIF, BMP, ...)") from error
+        raise ValueError(f"{path} is no image that can be read ({', '.join(FORMATS)})") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path}: {error}; make it smaller first, models see a few hundred pixels") from error
     except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for damaged PNGs

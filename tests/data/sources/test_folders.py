@@ -38,6 +38,35 @@ def test_folders_in_order_with_names_from_folders_or_file(tmp_path):
     assert (tmp_path / "root" / "other" / "classnames.txt").read_text() == "un\ndeux\ntrois\n"
 
 
+def _classes(folder: Path, *names: str) -> Path:
+    for name in names:
+        save(folder / name / "0.jpg", pictures(1)[0])
+    return folder
+
+
+def test_a_split_may_lack_a_class(tmp_path):
+    folders.convert("mine", source=_classes(tmp_path / "train", "a", "aa", "b"), root=tmp_path, split="train")
+    folders.convert("mine", source=_classes(tmp_path / "test", "a", "b"), root=tmp_path)
+    assert [label for _, label in read_back(tmp_path, "mine", "test")] == [0, 2]
+    assert (tmp_path / "mine" / "classnames.txt").read_text() == "a\naa\nb\n"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_split_with_a_class_more_does_not_relabel_the_others(tmp_path, overwrite):
+    folders.convert("mine", source=_classes(tmp_path / "test", "a", "b"), root=tmp_path)
+    source = _classes(tmp_path / "train", "a", "aa", "b")
+    with pytest.raises(FileExistsError, match=r"classnames\.txt says otherwise .* test of mine would be read by it"):
+        folders.convert("mine", source=source, root=tmp_path, split="train", overwrite=overwrite)
+    assert (tmp_path / "mine" / "classnames.txt").read_text() == "a\nb\n"
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1cb", "a\x85b", "a\u2028b"])
+def test_class_folders_with_line_breaks_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="for a class's name; it must be one line"):
+        folders.convert("mine", source=_classes(tmp_path / "source", "0", name), root=tmp_path)
+    assert not (tmp_path / "mine").exists()
+
+
 @pytest.mark.parametrize("name", ["imagenet1k", "imagenet_sketch", "imagenet-a", "imagenet-r"])
 def test_imagenet_labels_and_names_are_clip_benchmarks(tmp_path, name):
     source = _imagenet(tmp_path / "source", sorted(imagenet_folders(name), reverse=True))

@@ -21,8 +21,8 @@ def convert(
 
     imagenet1k, imagenet_sketch, imagenet-a and imagenet-r have labels in the order of their WordNet ids; imagenetv2 has
     the numbers of its folders. Their class names are clip_benchmark's. Other data sets have labels in the order of
-    their folders' names, which name the classes. Files beside the class folders, and names that begin with a dot, are
-    passed over.
+    their folders' names, which name the classes; a split that is written after another may lack some of its classes.
+    Files beside the class folders, and names that begin with a dot, are passed over.
 
     Args:
         source: the folder of the class folders.
@@ -37,7 +37,10 @@ def convert(
         return finished
     classes = _classes(name, source)
     names = list(classes.values()) if classnames is None else _read_names(classnames, len(classes))
-    images = [(path, label) for label, folder in enumerate(classes) for path in _images(source / folder)]
+    labels = {folder: label for label, folder in enumerate(classes)}
+    if classnames is None and (known := target.known_classes()) and set(names) < set(known):
+        names, labels = known, {folder: known.index(folder) for folder in classes}
+    images = [(path, label) for folder, label in labels.items() for path in _images(source / folder)]
     samples = (classified(path, label) for path, label in images)
     return target.write(samples, len(images), classification_metadata(names, templates(name)))
 
@@ -77,7 +80,7 @@ def _visible(folder: Path) -> Iterable[Path]:
 
 
 def _read_names(path: Path, count: int) -> list[str]:
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    names = [line.strip() for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
     if len(names) != count or not all(names):
         raise ValueError(f"{path} must have {count} lines, a name for each class folder in order; it has {len(names)}")
     return names

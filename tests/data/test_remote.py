@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.common import plain_environment, run_python
+from support.common import plain_environment, run_warm
 from support.evaluation_data import locate_paper
 from support.hub_stand_in import HubStandIn
 
@@ -181,7 +181,7 @@ def test_a_data_set_on_the_hub(suite, tmp_path):
             ("hf://datasets/owner/no_{dataset}", hub.token),
         ):
             environment = hub.environment(tmp_path / "home", token=token)
-            printed[root, token] = run_python(CODE.replace("ROOT", repr(root)), tmp_path, **environment).split()
+            printed[root, token] = run_warm(CODE.replace("ROOT", repr(root)), tmp_path, **environment).split()
     public, by_scheme, without_token, private, none = printed.values()
     assert public[:2] == private[:2] == ["bird", "60"]
     assert by_scheme == public
@@ -192,4 +192,4 @@ def test_the_hub_is_not_asked_offline(tmp_path):
     code = CODE.replace("ROOT", repr("hf://datasets/owner/wds_{dataset}"))
     code = f"try:\n    exec({code!r})\nexcept ConnectionError as error:\n    print(error)"
     assert plain_environment()["HF_HUB_OFFLINE"] == "1"
-    assert "cannot be reached" in run_python(code, tmp_path)
+    assert "cannot be reached" in run_warm(code, tmp_path)

@@ -15,9 +15,8 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from support.common import EMOJI, REPOSITORY, read_tar, run_python
+from support.common import EMOJI, REPOSITORY, read_tar, run_python, run_warm
 from support.markdown import blocks, broken_links, check, commands, extras, languages, python_code
-from support.warm import run_warm
 
 from diffclip_cli.main import main
 from diffclip_openclip import model_names

@@ -5,9 +5,8 @@ import argparse
 import open_clip
 import pytest
 from safetensors.torch import save_file
-from support.common import REPOSITORY
+from support.common import REPOSITORY, run_warm
 from support.markdown import blocks, broken_links, check, commands, languages, python_code
-from support.warm import run_warm
 
 from diffclip_cli.main import build_parser, main
 from diffclip_openclip import to_reference

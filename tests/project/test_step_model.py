@@ -5,9 +5,8 @@ import sys
 
 import open_clip
 import pytest
-from support.common import REPOSITORY, run_host, simulates_cuda
+from support.common import REPOSITORY, run_host, run_warm, simulates_cuda
 from support.recipes import RECIPES
-from support.warm import run_warm
 
 CHECK = """
 import json, sys

@@ -7,7 +7,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-from support.common import run_python
+from support.common import run_warm
 from support.text_towers import TEXTS, name_to_open_clip, same_weights, text_config, text_model
 from transformers import AutoConfig, AutoModel, CLIPTextConfig, CLIPTextModel
 
@@ -68,7 +68,7 @@ def test_a_folder_that_a_users_model_config_names_gives_a_new_tower(tmp_path):
         "open_clip.add_model_config('Mine.json')\n"
         "print(open_clip.create_model('Mine').text.config.hidden_size)"
     )
-    assert run_python(code, tmp_path).splitlines()[-1] == "64"
+    assert run_warm(code, tmp_path).splitlines()[-1] == "64"
 
 
 def test_open_clip_builds_from_any_folder_if_asked_for_no_weights(tmp_path):

@@ -9,7 +9,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from support.common import run_python
+from support.common import run_warm
 from support.vision_towers import DEPTH, MEAN, STD, TOKENS, WIDTH, assert_same_weights, write_open_clip, write_tower
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, CLIPVisionConfig, CLIPVisionModel, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -344,5 +344,5 @@ def test_importing_the_package_is_enough_for_auto_classes(tower_folder, tmp_path
         "processor = AutoImageProcessor.from_pretrained(folder)\n"
         "print(config.hidden_size, type(model).__name__, type(processor).__name__)\n"
     )
-    output = run_python(code, tmp_path).splitlines()[-1]
+    output = run_warm(code, tmp_path).splitlines()[-1]
     assert output == "128 DiffCLIPVisionModel CLIPImageProcessor"

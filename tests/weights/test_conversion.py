@@ -9,7 +9,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 from support.checkpoints import load_directory, same_function, save_as_published, write_run
-from support.common import run_host, run_python, script, train_arguments
+from support.common import run_host, run_warm, script, train_arguments
 from timm.models import VisionTransformer
 
 from diffclip_cli.main import main
@@ -177,7 +177,7 @@ def test_training_checkpoint_in_the_hosts_own_commands(train_shard, eval_root, t
         f"open_clip.get_tokenizer('local-dir:{out}')(['a mug'])\n"
         "print(preprocess)"
     )
-    described = run_python(code, tmp_path)
+    described = run_warm(code, tmp_path)
     assert "mean=[0.1, 0.2, 0.3]" in described
     assert "std=[0.26862954, 0.26130258, 0.27577711]" in described
     assert "interpolation=bilinear" in described
@@ -257,7 +257,7 @@ def test_public_names_are_functions_and_load_nothing_unasked(tmp_path):
         "print(sorted(loaded), all(callable(getattr(weights, name)) for name in weights.__all__))\n"
         "print(hasattr(weights, 'nothing'), weights.convert is conversion.convert)"
     )
-    assert run_python(code, tmp_path).splitlines() == ["['checkpoint', 'layouts'] True", "False True"]
+    assert run_warm(code, tmp_path).splitlines() == ["['checkpoint', 'layouts'] True", "False True"]
 
 
 def test_arguments_that_do_not_apply_are_refused(converted, tmp_path, capsys):

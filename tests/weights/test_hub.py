@@ -2,14 +2,13 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import open_clip
 import pytest
 import torch
 from support.checkpoints import save_as_published
-from support.common import run_host, run_python
+from support.common import run_warm
 from support.hub_stand_in import HubStandIn
 
 from diffclip_cli.main import main
@@ -48,10 +47,9 @@ print(json.dumps(results))
 
 
 def _diffclip(hub, cwd: Path, *calls: list[str], token: str = "", **extra: str) -> list[tuple[int, str, str]]:
-    """Status, output and errors of calls of the command, in one process with its own cache of the hub."""
-    environment = hub.environment(cwd / "home", token=token) | extra
-    done = run_host([sys.executable, "-c", _RUN, json.dumps(calls)], cwd, **environment)
-    return json.loads(done.stdout.splitlines()[-1])
+    """Return status, output and errors of calls of the command, in one process; all share a cache of the hub."""
+    environment = hub.environment(hub.folder / "home", token=token) | extra
+    return json.loads(run_warm(_RUN, cwd, json.dumps(calls), **environment).splitlines()[-1])
 
 
 def test_push_and_load_anywhere(hub, model, checkpoint, tmp_path):
@@ -78,7 +76,7 @@ def test_push_and_load_anywhere(hub, model, checkpoint, tmp_path):
         "assert all(torch.equal(a, b) for a, b in zip(text.state_dict().values(),"
         " model.text.transformer.state_dict().values(), strict=True))"
     )
-    run_python(loading, tmp_path, **hub.environment(tmp_path / "elsewhere", token=hub.token))
+    run_warm(loading, tmp_path, **hub.environment(tmp_path / "elsewhere", token=hub.token))
     tokens = open_clip.get_tokenizer("DiffCLIP-nano")(["a mug"])
     with torch.no_grad():
         expected = model.encode_text(tokens)
@@ -190,4 +188,4 @@ def test_errors_are_one_line(hub, checkpoint, tmp_path):
         assert (code, said) == (2, "")
         assert expected in error.splitlines()[-1]
         assert "Traceback" not in error
-    assert {path.name for path in tmp_path.iterdir()} == {"NANO", "home"}
+    assert {path.name for path in tmp_path.iterdir()} == {"NANO"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-from support.common import run_host, run_python, script
+from support.common import run_python
 from support.evaluation_data import write_directory, write_run
 from support.hub_stand_in import HubStandIn
 
@@ -145,9 +145,10 @@ def test_architecture_is_that_of_the_weights(directory, loaded, tmp_path):
 def test_architecture_of_a_model_on_the_hub(directory, tmp_path):
     with HubStandIn(tmp_path / "hub") as hub:
         environment = hub.environment(tmp_path / "home", token=hub.token)
-        run_host([script("diffclip"), "push", str(directory), "owner/repo"], tmp_path, **environment)
         code = (
+            "from diffclip_cli.main import main\n"
             "from diffclip_openclip.weights.loading import load_model\n"
+            f"main(['push', {str(directory)!r}, 'owner/repo'])\n"
             "model = load_model('hf-hub:owner/repo')\n"
             "print(model.architecture, model.spec.label, model.sha256)"
         )

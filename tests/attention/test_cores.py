@@ -168,8 +168,12 @@ def test_core_in_lower_precision(core, is_causal, masked, dtype, tolerance):
         return [out, *torch.autograd.grad((out * weight.to(dtype)).sum(), leaves)]
 
     exact = run(lambda *arguments: core.reference(*arguments[:-1])[0], torch.float64, torch.float64)
-    for actual, expected in zip(run(core.attend, dtype, torch.float32), exact, strict=True):
-        assert (actual.double() - expected).norm() <= tolerance * expected.norm()
+    scales = [tensor.norm() for tensor in exact]
+    if core.version == 1:  # the one lambda's gradient is a sum of terms of both signs, each of which was rounded
+        _, _, a2 = core.reference(*(t.double() for t in qkv), lambda_, mask, is_causal)
+        scales[-1] = (weight.double() * (a2 @ qkv[2].double())).norm()
+    for actual, expected, scale in zip(run(core.attend, dtype, torch.float32), exact, scales, strict=True):
+        assert (actual.double() - expected).norm() <= tolerance * scale
 
 
 @pytest.mark.parametrize("is_causal", [False, True])

@@ -138,6 +138,8 @@ def checkpoint(environment, train_shard, tmp_path_factory) -> Path:
     return checkpoint
 
 
+# the other tests train in an editable install
+@pytest.mark.parametrize("environment", ["wheel", pytest.param("editable", marks=pytest.mark.slow)], indirect=True)
 def test_train_kill_resume_and_benchmark(environment, checkpoint, eval_root, tmp_path):
     for name, task, metrics in (
         ("groups", "zeroshot_classification", {"acc1", "acc5", "mean_per_class_recall"}),

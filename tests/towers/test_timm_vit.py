@@ -4,12 +4,11 @@ import functools
 import logging
 import math
 import re
-import subprocess
-import sys
 
 import pytest
 import timm
 import torch
+from support.common import run_warm
 from timm.layers import Attention, QuickGELU
 from timm.models import group_parameters
 from timm.optim import param_groups_weight_decay
@@ -223,9 +222,9 @@ def {NANO}(pretrained=False, **kwargs): ...
 """)
     module = "diffclip_openclip.towers.timm_vit"
     code = f"import foreign\ntry:\n    import {module}\nexcept ValueError as error:\n    print(error)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert NANO in done.stdout
-    assert "foreign" in done.stdout
+    said = run_warm(code, tmp_path)
+    assert NANO in said
+    assert "foreign" in said
 
 
 # --- what the tower computes ---

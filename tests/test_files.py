@@ -1,6 +1,8 @@
 """Outputs appear whole or not at all, and take the place of nothing but their like."""
 
+import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -146,3 +148,81 @@ def test_an_interruption_between_the_two_renames_loses_nothing(moves, done, tmp_
         _make_box(new, "new")
     assert list(tmp_path.iterdir()) == [box]
     assert (box / "toys" / "ball.txt").read_text() == ("new" if (moves, done) == (1, True) else "old")
+
+
+def _stage(out, make, theirs=lambda: None, *arguments):
+    """Make ``out``, with something done by somebody else in the meantime."""
+    with staged(out, *arguments) as new:
+        make(new)
+        theirs()
+
+
+def _make_file(path: Path, content: str = "new") -> None:
+    path.write_text(content)
+
+
+@pytest.mark.parametrize("make", [_make_box, _make_file])
+@pytest.mark.parametrize("kind", ["file", "link", "folder", "in an empty folder"])
+def test_what_comes_while_the_body_works_stays(kind, make, tmp_path):
+    out, came = tmp_path / "out", tmp_path / "out" / "note.txt"
+    if kind == "in an empty folder":
+        out.mkdir()
+    theirs = {
+        "file": lambda: out.write_text("mine"),
+        "link": lambda: out.symlink_to("elsewhere"),
+        "folder": lambda: (out.mkdir(), came.write_text("mine")),
+        "in an empty folder": lambda: came.write_text("mine"),
+    }[kind]
+    with pytest.raises(FileExistsError, match="out"):
+        _stage(out, make, theirs)
+    assert list(tmp_path.iterdir()) == [out]
+    assert out.is_symlink() if kind == "link" else (out if kind == "file" else came).read_text() == "mine"
+
+
+def test_what_comes_into_an_old_output_stays(tmp_path):
+    box = _make_box(tmp_path / "box")
+    before = tree(tmp_path)
+    with pytest.raises(FileExistsError, match=r"it has note\.txt in it"):
+        _stage(box, _make_box, lambda: (box / "note.txt").write_text("mine"), True, BOX)
+    assert tree(tmp_path) == before | {"box/note.txt": b"mine"}
+
+
+@pytest.mark.parametrize("make", [_make_box, _make_file])
+def test_of_many_at_once_one_wins_and_the_others_are_told(make, tmp_path):
+    barrier, won, lost = threading.Barrier(12), [], []
+
+    def work(number):
+        try:
+            _stage(tmp_path / "out", lambda new: make(new, str(number)), barrier.wait)
+            won.append(number)
+        except FileExistsError as error:
+            lost.append(str(error))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(won), len(lost)) == (1, 11)
+    assert all("came to be while this worked" in message for message in lost)
+    assert (tmp_path / "out" / "lid" if make is _make_box else tmp_path / "out").read_text() == str(won[0])
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_a_file_system_without_links(tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refused)
+    _stage(tmp_path / "a", _make_file)
+    with pytest.raises(FileExistsError, match="came to be"):
+        _stage(tmp_path / "b", _make_file, lambda: (tmp_path / "b").write_text("mine"))
+    assert tree(tmp_path) == {"a": b"new", "b": b"mine"}
+
+
+def test_names_that_are_long_or_lead_in_a_circle(tmp_path):
+    _stage(tmp_path / ("x" * 255), _make_file)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises((ValueError, FileExistsError), match=r"circle|came to be"):
+        _stage(tmp_path / "loop", _make_file)
+    assert (tmp_path / "loop").is_symlink()

@@ -1,16 +1,22 @@
 """Write outputs that appear whole or not at all, and that replace nothing but their like; and hash files."""
 
+import errno
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 _LITTER = (".DS_Store", "Thumbs.db")  # of desktops, in every folder that was looked at
+# how systems say that a name is taken: link, rename over a folder, and a folder over a file
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)
+# how file systems say that they have no hard links
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @dataclass(frozen=True)
@@ -43,19 +49,27 @@ def check_place(out: Path, overwrite: bool = False, ours: Folder | None = None, 
         FileExistsError: ``out`` exists, and ``overwrite`` is not given or something else would be lost.
         FileNotFoundError: the folder that ``out`` is to lie in does not exist.
     """
-    place = out.resolve()
+    place = _resolved(out)
     if ours is None and place.is_dir():
         raise FileExistsError(f"{out} is a directory, which no file takes the place of; name a file")
     if ours is not None and place.exists():
         _check_directory(out, ours)
     for path in inputs:
-        if path.exists() and path.resolve().is_relative_to(place):
+        if path.exists() and _resolved(path).is_relative_to(place):
             raise FileExistsError(f"{path} is what is read, and would go with the old {out}; name another place")
     _check_free(out, overwrite)
 
 
+def _resolved(path: Path) -> Path:
+    """Return where a path leads; raise ValueError for links that lead in a circle."""
+    try:
+        return path.resolve()
+    except RuntimeError as error:
+        raise ValueError(f"{path} leads in a circle of symbolic links; name another place") from error
+
+
 def _check_directory(out: Path, ours: Folder) -> None:
-    place = out.resolve()
+    place = _resolved(out)
     if not place.is_dir():
         raise FileExistsError(f"{out} is a file, and {ours.what} is a directory; name another place")
     if Path.cwd().is_relative_to(place):
@@ -65,7 +79,7 @@ def _check_directory(out: Path, ours: Folder) -> None:
 
 
 def _check_free(out: Path, overwrite: bool) -> None:
-    place = out.resolve()
+    place = _resolved(out)
     if place.exists() and not overwrite and not _is_empty(place):
         raise FileExistsError(f"{out} exists; name another place, or replace it with --overwrite")
     if not place.parent.is_dir():
@@ -77,35 +91,83 @@ def _is_empty(path: Path) -> bool:
 
 
 @contextmanager
-def staged(out: Path, overwrite: bool = False) -> Iterator[Path]:
+def staged(out: Path, overwrite: bool = False, ours: Folder | None = None) -> Iterator[Path]:
     """Yield a path inside a new temporary folder, to be made into ``out`` (a file or a directory) by the body.
 
     It takes ``out``'s place when the body ends well; otherwise nothing of it stays and an old ``out`` is untouched.
-    Where ``out`` is a symbolic link, what it leads to is replaced. Which directories may be replaced is for
-    :func:`check_place` to say, before.
+    Where ``out`` is a symbolic link, what it leads to is replaced. What was there before is checked by
+    :func:`check_place`. What came there while the body worked, of another process say, stays and is told.
+
+    Args:
+        ours: as for :func:`check_place`.
 
     Raises:
-        FileExistsError: ``out`` exists, and ``overwrite`` is not given; or one of the two is a file, the other none.
+        FileExistsError: ``out`` exists or came to be, and ``overwrite`` is not given; or one of the two is a file, the
+            other none; or the directory there is no longer one of ``ours``.
         FileNotFoundError: the folder that ``out`` is to lie in does not exist.
     """
     _check_free(out, overwrite)
-    place = out.resolve()
+    place = _resolved(out)
     name = out.name if out.is_symlink() else place.name  # writers go by its ending
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{name}.", ignore_cleanup_errors=True) as folder:
+    prefix = f".{name[:40]}."  # a name may be as long as file systems admit
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=prefix, ignore_cleanup_errors=True) as folder:
         new = Path(folder, name)
         yield new
+        _flush(new)
         if place.exists() and place.is_dir() != new.is_dir():
             raise FileExistsError(f"{out} is {'a directory' if place.is_dir() else 'a file'}; name another place")
-        if place.is_dir():
-            _swap(new, place, Path(folder, f"{name}.old"))
-        else:
+        try:
+            if place.is_dir() and (overwrite or (any(place.iterdir()) and _is_empty(place))):
+                _swap(new, place, Path(folder, f"{name[:40]}.old"), overwrite, ours)
+            elif new.is_dir():
+                new.rename(place)  # over nothing but an empty folder
+            elif overwrite:
+                new.replace(place)
+            else:
+                _link(new, place)
+        except OSError as error:
+            if error.errno not in _TAKEN:
+                raise
+            raise FileExistsError(
+                f"{out} came to be while this worked, and stays as it is; name another place, or replace it with "
+                "--overwrite"
+            ) from error
+
+
+def _flush(path: Path) -> None:
+    """Have a file, or all files of a folder, written to the disk, so that a power cut leaves none of them empty."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("r+b") as opened:
+                os.fsync(opened.fileno())
+
+
+def _link(new: Path, place: Path) -> None:
+    """Give the file ``new`` a name that nothing has yet."""
+    try:
+        os.link(new, place)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        place.open("xb").close()  # which fails where something has it
+        try:
             new.replace(place)
+        except BaseException:
+            if new.exists():
+                place.unlink()
+            raise
 
 
-def _swap(new: Path, place: Path, old: Path) -> None:
+def _swap(new: Path, place: Path, old: Path, overwrite: bool, ours: Folder | None) -> None:
     """Put ``new`` in the place of a directory, which cannot be renamed over, and that one at ``old``."""
     try:
-        place.rename(old)
+        with suppress(FileNotFoundError):  # another process has just moved it away
+            place.rename(old)
+        if old.exists() and not _is_empty(old):
+            if not overwrite:
+                raise FileExistsError(errno.EEXIST, "not empty any more")
+            if ours is not None and (difference := ours.difference(old)):
+                raise FileExistsError(f"{place} changed while this worked: {difference}. It stays; name another place")
         new.rename(place)
     except BaseException:
         if old.exists() and not place.exists():

@@ -20,7 +20,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-from diffclip_openclip.weights.loading import loading_errors
+from diffclip_openclip.weights.loading import checked_config, loading_errors
 from diffclip_openclip.weights.spec import parse_spec
 
 PASSES = ("forward", "train step")
@@ -108,6 +108,7 @@ def _step(name: str, setting: Setting, what: str) -> Callable[[], object]:
     device = torch.device(setting.device)
     half = setting.precision == "pure_bf16"
     spec = parse_spec(name, needs_weights=False)
+    checked_config(spec)
     with loading_errors(name) if spec.has_weights else contextlib.nullcontext():
         model: Any = open_clip.create_model(
             spec.name,

@@ -155,7 +155,7 @@ class Split:
         if home.is_dir():
             check_place(self.folder, self.overwrite, _SPLIT)
         self._changed(metadata)
-        with _made(home), _named(self.folder), staged(self.folder, self.overwrite) as new:
+        with _made(home), _named(self.folder), staged(self.folder, self.overwrite, _SPLIT) as new:
             new.mkdir()
             counts, captions = _write_shards(new, samples, total, f"{self.dataset}/{self.name}")
             (new / SHARD_COUNT).write_text(f"{len(counts)}\n", encoding="ascii")

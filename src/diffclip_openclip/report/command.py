@@ -53,7 +53,7 @@ def report(
     rows = load_paper()
     paper, ours = paper_entries(rows), our_entries(models, rows, match=match, baseline=baseline)
     tables, figures, said = make_tables(paper, ours), make_figures(paper, ours), remarks(models, ours)
-    with staged(output, overwrite) as new:
+    with staged(output, overwrite, _REPORT) as new:
         for folder in (new, new / "tables", new / "figures"):
             folder.mkdir()
         for table in tables:

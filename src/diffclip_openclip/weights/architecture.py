@@ -1,6 +1,5 @@
 """Recognize the model that a state dict in open_clip's layout belongs to, as configs for open_clip and transformers."""
 
-import json
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from diffclip_openclip.attention.v1 import DYNAMIC, LAMBDA_INIT
 from diffclip_openclip.models import KINDS, SIZES, TEXT_TOWER, TOWERS, TRUNK, find_tower
 from diffclip_openclip.registration import model_names
 from diffclip_openclip.towers.configs import DiffCLIPTextConfig
+from diffclip_openclip.weights.foreign import check_runs_nothing, read_json
 from diffclip_openclip.weights.layouts import depth_of
 
 _STANDARD_HEAD_DIM = 64  # of the plain text towers of OpenAI, open_clip and SLIP, at every width
@@ -69,13 +69,18 @@ def architecture_of(model_cfg: dict[str, Any], text_folder: Path | None = None) 
     path = Path(text_folder or folder, CONFIG_NAME)
     if not path.is_file():
         raise FileNotFoundError(f"there is no config of the text tower, {path}")
-    config = json.loads(path.read_text(encoding="utf-8"))
-    if config.get("model_type") != DiffCLIPTextConfig.model_type:
+    config = read_json(path)
+    check_runs_nothing(config, path)
+    kind = config.get("model_type") if isinstance(config, dict) else config
+    if kind != DiffCLIPTextConfig.model_type:
         raise ValueError(
-            f"the text tower of {path} is of type {config.get('model_type')!r}; only "
-            f"{DiffCLIPTextConfig.model_type!r} and open_clip's own are supported"
+            f"the text tower of {path} is of type {kind!r}; only {DiffCLIPTextConfig.model_type!r} and open_clip's own "
+            "are supported"
         )
-    return Architecture(model_cfg, _text_json(DiffCLIPTextConfig.from_dict(config)))
+    known = DiffCLIPTextConfig().to_dict().keys()
+    return Architecture(
+        model_cfg, _text_json(DiffCLIPTextConfig.from_dict({key: config[key] for key in config if key in known}))
+    )
 
 
 def packaged_architecture(name: str) -> Architecture:

@@ -6,7 +6,6 @@ tokenizer and an image processor are there for transformers; see :mod:`~diffclip
 Directories of earlier versions lack these two, and nothing that reads a directory asks for them.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from transformers.utils import CONFIG_NAME
 from diffclip_openclip.files import Folder, check_place, staged, write_json
 from diffclip_openclip.weights.architecture import Architecture
 from diffclip_openclip.weights.checkpoint import StateDict, save_safetensors
+from diffclip_openclip.weights.foreign import check_open_clip_config, check_runs_nothing, read_json
 from diffclip_openclip.weights.processors import (
     IMAGE_PROCESSOR_FILE,
     TOKENIZER_FILES,
@@ -36,6 +36,7 @@ from diffclip_openclip.weights.processors import (
 CARD = "README.md"
 # what transformers reads beside the weights
 TRANSFORMERS_FILES = (CONFIG_NAME, *TOKENIZER_FILES, IMAGE_PROCESSOR_FILE)
+_TRANSFORMERS_CONFIGS = (CONFIG_NAME, "tokenizer_config.json", IMAGE_PROCESSOR_FILE, "processor_config.json")
 MODEL_DIRECTORY = Folder(
     "a model directory",
     (
@@ -94,7 +95,7 @@ def write_directory(
         OSError: it could not be written, say because the disk is full.
     """
     check_place(out, overwrite, MODEL_DIRECTORY)
-    with staged(out, overwrite) as folder:
+    with staged(out, overwrite, MODEL_DIRECTORY) as folder:
         folder.mkdir()
         _write_configs(folder, architecture, preprocess_cfg, place=folder)
         save_safetensors(state_dict, folder / HF_SAFE_WEIGHTS_NAME)
@@ -110,18 +111,20 @@ def read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Raises:
         FileNotFoundError: no ``open_clip_config.json`` there.
-        ValueError: one that is not open_clip's.
+        ValueError: one that is not open_clip's, has values that no model was trained with, or would have code run.
     """
+    return check_open_clip_config(_whole_config(folder), folder / HF_CONFIG_NAME)
+
+
+def _whole_config(folder: Path) -> Any:
+    """Read ``open_clip_config.json``, and check what lies beside it for transformers."""
     path = folder / HF_CONFIG_NAME
     if not path.is_file():
         raise FileNotFoundError(f"the directory {folder} has no {HF_CONFIG_NAME}; give a checkpoint file in it instead")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        model_cfg, preprocess_cfg = config["model_cfg"], config["preprocess_cfg"]
-        model_cfg["text_cfg"].keys(), model_cfg["vision_cfg"].keys(), preprocess_cfg["mean"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not open_clip's: {type(error).__name__} {error}") from error
-    return model_cfg, preprocess_cfg
+    for name in _TRANSFORMERS_CONFIGS:
+        if (folder / name).is_file():
+            check_runs_nothing(read_json(folder / name), folder / name)
+    return read_json(path)
 
 
 def check_text_place(folder: Path) -> None:
@@ -148,15 +151,12 @@ def config_at(folder: Path, place: str) -> dict[str, Any]:
     """Return all of ``folder``'s ``open_clip_config.json``, with the text tower at ``place`` if it names one.
 
     Raises:
-        ValueError: it is not open_clip's.
+        FileNotFoundError, ValueError: as :func:`read_config`.
     """
-    path = folder / HF_CONFIG_NAME
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if "hf_model_name" in config["model_cfg"]["text_cfg"]:
-            config["model_cfg"]["text_cfg"]["hf_model_name"] = place
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not open_clip's: {type(error).__name__} {error}") from error
+    config: dict[str, Any] = _whole_config(folder)
+    model_cfg, _ = check_open_clip_config(config, folder / HF_CONFIG_NAME)
+    if "hf_model_name" in model_cfg["text_cfg"]:
+        model_cfg["text_cfg"]["hf_model_name"] = place
     return config
 
 
@@ -170,6 +170,20 @@ def initial_state(architecture: Architecture, folder: Path) -> StateDict:
     """Return the state dict of a model as open_clip initialises it; ``folder`` is one to work in."""
     _write_configs(folder, architecture, {}, place=folder)
     return dict(_create(folder, pretrained_text=False).state_dict())  # there are no weights to take the text tower from
+
+
+def tokenizer_of(name: str, model_cfg: dict[str, Any]) -> Any:
+    """Return open_clip's tokenizer of a model; of one from transformers no code is run, nor a question asked for it.
+
+    Args:
+        name: any of open_clip's.
+        model_cfg: of that model.
+
+    Raises:
+        ValueError: the tokenizer needs code of its own.
+    """
+    from_transformers = bool(model_cfg["text_cfg"].get("hf_tokenizer_name"))
+    return open_clip.get_tokenizer(name, **{"trust_remote_code": False} if from_transformers else {})
 
 
 def _write_configs(folder: Path, architecture: Architecture, preprocess_cfg: dict[str, Any], place: Path) -> None:
@@ -195,7 +209,7 @@ def _verified(folder: Path, state_dict: StateDict) -> Any:
         model = _create(folder).eval()
     except RuntimeError as error:  # torch's answer where keys or shapes do not fit
         raise ValueError(f"the weights do not fit the architecture that they seem to have: {error}") from error
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    tokenizer = tokenizer_of(f"local-dir:{folder}", read_config(folder)[0])
     if model.vocab_size < (words := tokenizer.vocab_size):
         raise ValueError(
             f"token_embedding.weight has {model.vocab_size} rows; open_clip's tokenizer has {words} tokens"

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote
 
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download, snapshot_download
@@ -22,6 +23,7 @@ from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
 from transformers.utils import CONFIG_NAME
 
 from diffclip_openclip.weights.directory import CARD, TRANSFORMERS_FILES, config_at
+from diffclip_openclip.weights.foreign import check_open_clip_config, read_json
 
 SCHEME = "hf://"
 AUTHORS_FILE = "checkpoint_best.pt"  # in each of the authors' repositories
@@ -69,6 +71,18 @@ def _fetch_model(repo_id: str, revision: str | None) -> Path:
             f"{place} has neither {HF_CONFIG_NAME} nor {AUTHORS_FILE}; name one of its files: "
             + (", ".join(f"{place}/{name}" for name in weights) or "it has no .pt, .pth or .safetensors")
         ) from error
+
+
+def read_hub_config(repo_id: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return ``model_cfg`` and ``preprocess_cfg`` of a repository in open_clip's form, from the cache or fetched.
+
+    Raises:
+        FileNotFoundError, ConnectionError: as :func:`fetch`.
+        ValueError: as :func:`~diffclip_openclip.weights.directory.read_config`.
+    """
+    with _one_line_errors(repo_id):
+        path = Path(hf_hub_download(repo_id, HF_CONFIG_NAME))
+    return check_open_clip_config(read_json(path), f"{SCHEME}{repo_id}/{HF_CONFIG_NAME}")
 
 
 def push(folder: Path, repo_id: str, *, private: bool = False) -> str:

@@ -11,11 +11,19 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.factory import parse_model_name
 from torch import nn
+from transformers import PretrainedConfig
+from transformers.utils import CONFIG_NAME
 
+from diffclip_openclip.weights.directory import tokenizer_of
+from diffclip_openclip.weights.foreign import check_runs_nothing
 from diffclip_openclip.weights.runs import TrainingRun
-from diffclip_openclip.weights.spec import ModelSpec, architecture_of_spec, parse_spec
+from diffclip_openclip.weights.spec import ModelSpec, architecture_of_spec, config_of, parse_spec
 
+# what the hosts answer to configs and weights that they cannot work with
+HOST_ERRORS = (RuntimeError, LookupError, EOFError, pickle.UnpicklingError, TypeError, AttributeError, AssertionError)
+HOST_ERRORS += (ArithmeticError, MemoryError)
 _DROPOUT_ON_MAPS = re.compile(r"(?<=bias=True\)\n) *\(attn_drop\): Dropout\([^\n]*\n(?= *\((?:sub_norm|lambda_proj)\))")
 
 
@@ -57,6 +65,7 @@ def load_model(spec: str, device: str | torch.device = "cpu") -> LoadedModel:
         OSError: a directory without its weights.
     """
     parsed = parse_spec(spec)
+    model_cfg = checked_config(parsed)
     given = TrainingRun.of_checkpoint(parsed.checkpoint).preprocess_cfg if parsed.checkpoint else None
     overrides = {f"image_{key}": value for key, value in (given or {}).items()}
     with loading_errors(spec):
@@ -64,22 +73,39 @@ def load_model(spec: str, device: str | torch.device = "cpu") -> LoadedModel:
             parsed.name, pretrained=parsed.pretrained or None, device=device, require_pretrained=True, **overrides
         )
     _check_finite(model, spec)
-    tokenizer = open_clip.get_tokenizer(parsed.name)
+    with loading_errors(spec):
+        tokenizer = tokenizer_of(parsed.name, model_cfg)
     settings = dict(open_clip.get_model_preprocess_cfg(model))
     architecture = architecture_of_spec(parsed)
     return LoadedModel(parsed, model.eval(), tokenizer, preprocess, settings, architecture)
 
 
+def checked_config(spec: ModelSpec) -> dict[str, Any]:
+    """Return open_clip's config of a model that is to be built, once nothing that it names would run code.
+
+    Raises:
+        FileNotFoundError, ConnectionError: a repository that is not there.
+        ValueError: a config that is refused; see :mod:`~diffclip_openclip.weights.foreign`.
+        OSError: the text tower's config is not where the config says.
+    """
+    model_cfg = config_of(spec.name)
+    assert model_cfg is not None
+    foreign = parse_model_name(spec.name)[0] is not None
+    if foreign and (text_tower := model_cfg["text_cfg"].get("hf_model_name")):
+        check_runs_nothing(PretrainedConfig.get_config_dict(text_tower)[0], f"{text_tower}/{CONFIG_NAME}")
+    return model_cfg
+
+
 @contextmanager
 def loading_errors(spec: object) -> Iterator[None]:
-    """Make one error of the hosts' many, for weights that open_clip cannot load into the model.
+    """Make one error of the hosts' many, for weights or configs that open_clip cannot make a model of.
 
     Raises:
         ValueError: in place of any of theirs.
     """
     try:
         yield
-    except (RuntimeError, LookupError, EOFError, pickle.UnpicklingError) as error:
+    except HOST_ERRORS as error:
         raise ValueError(f"{spec} cannot be loaded; are these weights that model's? {error}") from error
 
 

@@ -7,11 +7,13 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME
+from open_clip.factory import LOCAL_DIR_PREFIX
 from torch import nn
 
 from diffclip_openclip.extras import require
 from diffclip_openclip.files import Folder, check_place, staged
-from diffclip_openclip.weights.directory import check_text_place
+from diffclip_openclip.weights.loading import checked_config, loading_errors
+from diffclip_openclip.weights.spec import parse_spec
 
 BATCH_SIZES = (1, 3)  # of the comparison
 TOLERANCE = 1e-4  # largest absolute difference, in float32
@@ -61,7 +63,7 @@ def export_onnx(directory: str | Path, output: str | Path, *, overwrite: bool = 
     images = torch.randn(max(BATCH_SIZES), 3, *model.visual.image_size, generator=generator)
     texts = torch.randint(model.vocab_size, (max(BATCH_SIZES), model.context_length), generator=generator)
     metadata, written = _metadata(model), []
-    with staged(output, overwrite) as folder:
+    with staged(output, overwrite, _EXPORT) as folder:
         folder.mkdir()
         for tower, sample, names in (
             ("image", images, ("pixel_values", "image_embeds")),
@@ -81,8 +83,10 @@ def _load(directory: Path) -> Any:
         raise FileNotFoundError(
             f"there is no {weights}; give a model directory in open_clip's form, as diffclip convert makes them"
         )
-    check_text_place(directory)
-    return open_clip.create_model(f"local-dir:{directory}").eval()
+    spec = parse_spec(f"{LOCAL_DIR_PREFIX}{directory}")
+    checked_config(spec)
+    with loading_errors(spec):
+        return open_clip.create_model(spec.name).eval()
 
 
 def _metadata(model: Any) -> dict[str, str]:

@@ -13,6 +13,7 @@ from open_clip.pretrained import get_pretrained_cfg
 
 from diffclip_openclip.weights.checkpoint import read_epoch
 from diffclip_openclip.weights.directory import PREPROCESS, read_config
+from diffclip_openclip.weights.foreign import check_preprocess_cfg
 
 _CHECKPOINTS = "checkpoints"
 _LATEST = "epoch_latest.pt"
@@ -82,7 +83,11 @@ class TrainingRun:
 
     @property
     def preprocess_cfg(self) -> dict[str, Any] | None:
-        """Return open_clip's ``preprocess_cfg`` of the training images; None where nothing tells."""
+        """Return open_clip's ``preprocess_cfg`` of the training images; None where nothing tells.
+
+        Raises:
+            ValueError: it is one with which no model is trained.
+        """
         schema, name = parse_model_name(str(self.model))
         if self.directory is not None:
             base = read_config(self.directory)[1]
@@ -91,7 +96,9 @@ class TrainingRun:
         else:
             return None
         given = {field: self.params.get(f"image_{field}") for field in PREPROCESS["openai"]}
-        return {field: base[field] if value is None else value for field, value in given.items()}
+        found = {field: base[field] if value is None else value for field, value in given.items()}
+        check_preprocess_cfg(found, self.checkpoint_folder.parent / "params.txt")
+        return found
 
     def checkpoints(self) -> dict[int, Path]:
         """Return the checkpoints by epoch, the first one first; ``epoch_latest.pt`` counts where it is one more.

@@ -21,6 +21,7 @@ repositories are not looked for.
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import open_clip
 from huggingface_hub import hf_hub_download
@@ -29,8 +30,8 @@ from open_clip.factory import HF_HUB_PREFIX, LOCAL_DIR_PREFIX, parse_model_name
 from transformers.utils import CONFIG_NAME
 
 from diffclip_openclip.weights.architecture import Architecture, architecture_of
-from diffclip_openclip.weights.directory import check_text_place
-from diffclip_openclip.weights.hub import SCHEME
+from diffclip_openclip.weights.directory import check_text_place, read_config
+from diffclip_openclip.weights.hub import SCHEME, read_hub_config
 from diffclip_openclip.weights.runs import TrainingRun
 
 
@@ -116,6 +117,22 @@ def parse_source(text: str) -> ModelSpec:
         return ModelSpec("", f"{SCHEME}{text.removeprefix(HF_HUB_PREFIX)}")
     is_name = text.partition(",")[0].replace("/", "-") in open_clip.list_models()
     return parse_spec(text) if is_name and not Path(text).exists() else ModelSpec("", text)
+
+
+def config_of(name: str) -> dict[str, Any] | None:
+    """Return open_clip's config of any of its names, checked where it is not its own; None for an unknown name.
+
+    What is on the hub is read from its cache, or fetched.
+
+    Raises:
+        FileNotFoundError, ConnectionError: a directory or repository that is not there.
+        ValueError: a config that is refused; see :mod:`~diffclip_openclip.weights.foreign`.
+    """
+    schema, place = parse_model_name(name)
+    if schema is None:
+        model_cfg: dict[str, Any] | None = open_clip.get_model_config(name)
+        return model_cfg
+    return (read_config(Path(place)) if schema == "local-dir" else read_hub_config(place))[0]
 
 
 def architecture_of_spec(spec: ModelSpec) -> str | None:
@@ -207,7 +224,7 @@ def _architecture(name: str) -> Architecture | None:
     if schema == "local-dir" and not Path(place, HF_CONFIG_NAME).is_file():
         return None
     try:
-        model_cfg = open_clip.get_model_config(name)
+        model_cfg = config_of(name)
         if model_cfg is None:
             return None
         text_tower = model_cfg["text_cfg"].get("hf_model_name")

@@ -23,6 +23,7 @@ from diffclip_openclip.weights.card import model_card
 from diffclip_openclip.weights.checkpoint import StateDict, read_checkpoint
 from diffclip_openclip.weights.directory import MODEL_DIRECTORY, PREPROCESS, preprocess_cfg_of, write_directory
 from diffclip_openclip.weights.layouts import Layout, detect, from_openai, from_reference
+from diffclip_openclip.weights.loading import checked_config
 from diffclip_openclip.weights.runs import TrainingRun
 from diffclip_openclip.weights.source import Source
 from diffclip_openclip.weights.spec import ModelSpec, parse_spec
@@ -122,6 +123,7 @@ def _load(spec: ModelSpec) -> tuple[Any, str | None, dict[str, Any] | None]:
         model = open_clip.create_model(spec.name, force_custom_text=True)
         preprocess_cfg = _load_file(model, spec.checkpoint, spec.name)
         return model.eval(), sha256(spec.checkpoint), preprocess_cfg
+    checked_config(spec)
     # open_clip takes a name's activation even where a tag's weights were trained with the other
     tag = open_clip.get_pretrained_cfg(spec.name, spec.pretrained) if spec.pretrained else {}
     options = {"force_custom_text": True, "force_quick_gelu": tag.get("quick_gelu", False), "require_pretrained": True}

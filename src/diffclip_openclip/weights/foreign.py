@@ -1,0 +1,172 @@
+"""Check configs that others wrote, before a host builds anything of them.
+
+open_clip passes ``tokenizer_kwargs`` of a model directory on to ``AutoTokenizer``, and its text tower's config to
+``AutoConfig`` and ``AutoModel``. transformers then imports Python files that lie beside a config, or kernels from the
+hub, where the config says so. So what a config may hold is listed here, and what would have code run is refused by
+name, wherever in a file it stands.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import timm
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+from open_clip.transform import PreprocessCfg
+
+_LARGEST_JSON = 64 << 20  # bytes; the largest of transformers' files, a tokenizer's vocabulary, has some 20 MB
+_SECTIONS = {"text_cfg": CLIPTextCfg, "vision_cfg": CLIPVisionCfg}
+# of the arguments of open_clip's tokenizers, those that are not passed on to transformers
+_TOKENIZER_KWARGS = {
+    *("add_bos", "add_eos", "additional_special_tokens", "clean", "language", "reduction_mask", "strip_sep_token"),
+}
+# keys by which transformers is told to import what lies beside a config or in another repository
+_RUNS_CODE = {"auto_map", "code_revision", "custom_generate", "custom_pipelines", "trust_remote_code"}
+# keys that choose how transformers computes; a name with a slash is a kernel on the hub, which is code
+_IMPLEMENTATIONS = {
+    prefix + name + suffix
+    for name in ("attn_implementation", "experts_implementation")
+    for prefix in ("", "_")
+    for suffix in ("", "_internal")
+}
+_OWN_IMPLEMENTATIONS = {None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"}
+_OWN_IMPLEMENTATIONS |= {"grouped_mm", "batched_mm"}
+_CHOICES = {
+    "interpolation": ("bicubic", "bilinear", "random"),
+    "resize_mode": ("shortest", "longest", "squash"),
+    "mode": ("RGB",),
+}
+
+
+def read_json(path: Path) -> Any:
+    """Return a JSON file's content.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no JSON, nested too deeply or too large to be a config.
+    """
+    if (size := path.stat().st_size) > _LARGEST_JSON:
+        raise ValueError(f"{path} has {size} bytes; no config has more than {_LARGEST_JSON}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply to be a config") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+
+
+def check_runs_nothing(config: Any, path: object) -> None:
+    """Refuse a config of any library that would have transformers run code which it does not bring itself.
+
+    Args:
+        path: where it is from, for the message.
+
+    Raises:
+        ValueError: it names such code.
+    """
+    for key, value in _items(config):
+        if key in _RUNS_CODE:
+            raise ValueError(
+                f"{path} has {key!r}, by which transformers runs code that comes with a model; nothing of it was "
+                "loaded or run. This package loads no model that needs it; leave the key out if this one does not"
+            )
+        if key in _IMPLEMENTATIONS:
+            for name in value.values() if isinstance(value, dict) else [value]:
+                if not isinstance(name, str | None) or name not in _OWN_IMPLEMENTATIONS:
+                    raise ValueError(
+                        f"{path} has {key!r}: {name!r}, a kernel that would be fetched and run; nothing was loaded. "
+                        f"It may be {', '.join(sorted(filter(None, _OWN_IMPLEMENTATIONS)))}, or left out"
+                    )
+
+
+def _items(config: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield all keys at any depth with their values."""
+    left = [config]
+    while left:
+        inner = left.pop()
+        if isinstance(inner, dict):
+            yield from inner.items()
+            left += inner.values()
+        elif isinstance(inner, list):
+            left += inner
+
+
+def check_open_clip_config(config: Any, path: object) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return ``model_cfg`` and ``preprocess_cfg`` of an ``open_clip_config.json``'s content.
+
+    Args:
+        path: where it is from, for the message.
+
+    Raises:
+        ValueError: it is not open_clip's, would have code run, or has a key or a value that open_clip does not know.
+    """
+    check_runs_nothing(config, path)
+    try:
+        model_cfg, preprocess_cfg = config["model_cfg"], config["preprocess_cfg"]
+        model_cfg["text_cfg"].keys(), model_cfg["vision_cfg"].keys(), preprocess_cfg["mean"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not open_clip's: {type(error).__name__} {error}") from error
+    for section, known in _SECTIONS.items():
+        allowed = {field.name for field in fields(known)}
+        if section == "text_cfg":
+            kwargs = model_cfg[section].get("tokenizer_kwargs") or {}
+            _check_keys(kwargs, _TOKENIZER_KWARGS, f"{path}: tokenizer_kwargs")
+            allowed.add("tokenizer_kwargs")
+        _check_keys(model_cfg[section], allowed, f"{path}: {section}")
+    _check_names(model_cfg, path)
+    check_preprocess_cfg(preprocess_cfg, path)
+    return model_cfg, preprocess_cfg
+
+
+def _check_keys(config: Any, allowed: set[str], what: str) -> None:
+    if not isinstance(config, dict):
+        raise ValueError(f"{what} is {config!r}; it must be an object")
+    if unknown := sorted(config.keys() - allowed):
+        raise ValueError(f"{what} has {', '.join(unknown)}, which nobody knows; known are {', '.join(sorted(allowed))}")
+
+
+def _check_names(model_cfg: Mapping[str, Any], path: object) -> None:
+    """Check what leads the hosts to other places: timm's model, and the text tower's config and tokenizer."""
+    tower = model_cfg["vision_cfg"].get("timm_model_name")
+    # others are read from the hub or from a folder (timm's hf-hub: and local-dir:), with arguments from there
+    if tower is not None and not (isinstance(tower, str) and timm.is_model(tower)):
+        raise ValueError(f"{path} has timm_model_name {tower!r}; timm.list_models() lists those that are known")
+    for key in ("hf_model_name", "hf_tokenizer_name"):
+        if not isinstance(name := model_cfg["text_cfg"].get(key), str | None):
+            raise ValueError(f"{path} has {key} {name!r}; it must be the name of a repository or a folder")
+
+
+def check_preprocess_cfg(config: Any, path: object) -> None:
+    """Refuse settings of images that open_clip would take and that no model was trained with.
+
+    Args:
+        path: where they are from, for the message.
+
+    Raises:
+        ValueError: mean or std are not three finite numbers, or another setting has a value that open_clip has not.
+    """
+    for key, value in config.items():
+        if value is None or key not in {field.name for field in fields(PreprocessCfg)}:
+            continue  # which open_clip passes over
+        if key in ("mean", "std"):
+            values = value if isinstance(value, list | tuple) else [value] * 3
+            fits = len(values) == 3 and all(_is_number(v) and (key == "mean" or v > 0) for v in values)
+            allowed = "three finite numbers" + (" above 0" if key == "std" else "")
+        elif key == "size":
+            values = value if isinstance(value, list | tuple) else [value] * 2
+            fits = len(values) in (1, 2) and all(type(v) is int and 0 < v < 1 << 16 for v in values)
+            allowed = "one or two whole numbers above 0"
+        elif key == "fill_color":
+            fits, allowed = _is_number(value) and 0 <= value <= 255, "a number from 0 to 255"
+        else:
+            fits, allowed = value in _CHOICES[key], " or ".join(_CHOICES[key])
+        if not fits:
+            raise ValueError(f"{path} prepares images with {key} {value!r}; it must be {allowed}")
+
+
+def _is_number(value: Any) -> bool:
+    # a float32 must hold it, in which images are normalised
+    return type(value) in (int, float) and abs(value) < 3e38 and math.isfinite(value)

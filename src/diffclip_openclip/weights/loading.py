@@ -22,8 +22,10 @@ from diffclip_openclip.weights.runs import TrainingRun
 from diffclip_openclip.weights.spec import ModelSpec, architecture_of_spec, config_of, parse_spec
 
 # what the hosts answer to configs and weights that they cannot work with
-HOST_ERRORS = (RuntimeError, LookupError, EOFError, pickle.UnpicklingError, TypeError, AttributeError, AssertionError)
-HOST_ERRORS += (ArithmeticError, MemoryError)
+_HOST_ERRORS = (
+    *(RuntimeError, LookupError, EOFError, pickle.UnpicklingError),
+    *(TypeError, AttributeError, AssertionError, ArithmeticError, MemoryError),
+)
 _DROPOUT_ON_MAPS = re.compile(r"(?<=bias=True\)\n) *\(attn_drop\): Dropout\([^\n]*\n(?= *\((?:sub_norm|lambda_proj)\))")
 
 
@@ -105,7 +107,7 @@ def loading_errors(spec: object) -> Iterator[None]:
     """
     try:
         yield
-    except HOST_ERRORS as error:
+    except _HOST_ERRORS as error:
         raise ValueError(f"{spec} cannot be loaded; are these weights that model's? {error}") from error
 
 

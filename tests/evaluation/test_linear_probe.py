@@ -158,9 +158,12 @@ def test_the_test_split_is_scored_with_train_and_val():
     def axis(labels):
         return Features(torch.eye(3)[torch.tensor(labels)] * 4, torch.tensor(labels))
 
-    metrics = linear_probe.score_probe(axis([0, 1] * 8), axis([0, 1, 2] * 4), axis([0, 0, 1, 2]), per_class=True)
+    metrics, predicted = linear_probe.score_probe(
+        axis([0, 1] * 8), axis([0, 1, 2] * 4), axis([0, 0, 1, 2]), per_class=True
+    )
+    assert predicted.tolist() == [0, 0, 1, 2]
     assert metrics["accuracy"] == metrics["mean_per_class_recall"] == 1.0
     wrong = axis([0, 0, 0, 1])._replace(labels=torch.tensor([0, 0, 0, 2]))
-    metrics = linear_probe.score_probe(axis([0, 1, 2] * 8), axis([0, 1, 2] * 4), wrong, per_class=False)
+    metrics, _ = linear_probe.score_probe(axis([0, 1, 2] * 8), axis([0, 1, 2] * 4), wrong, per_class=False)
     assert metrics["accuracy"] == metrics["acc1"] == 0.75
     assert metrics["mean_per_class_recall"] == 0.5

@@ -18,7 +18,7 @@ def test_a_pair_counts_only_if_both_texts_choose_their_own_image():
 
 
 def test_mmvp_means_by_hand(loaded, suite, tmp_path):
-    ((metrics, images),) = mmvp.run(paper_subject(loaded, "mmvp", suite, tmp_path))
+    ((metrics, images, outcomes),) = mmvp.run(paper_subject(loaded, "mmvp", suite, tmp_path))
     assert images == {"test": 9 * 4 * 2}
     shares = metrics["patterns"]
     assert len(shares) == 9
@@ -26,6 +26,8 @@ def test_mmvp_means_by_hand(loaded, suite, tmp_path):
     seven = [share for name, share in shares.items() if name not in ("Quantity and Count", "Texts")]
     assert metrics["mean_7"] == pytest.approx(sum(seven) / 7)
     assert all(share * 4 == int(share * 4) for share in shares.values())  # four pairs each
+    assert outcomes["pattern"].tolist() == [index for index in range(9) for _ in range(4)]
+    assert outcomes["hit"].reshape(9, 4).mean(axis=1).tolist() == list(shares.values())
 
 
 def test_mmvp_without_a_partner(loaded, suite, tmp_path):

@@ -8,6 +8,7 @@ from support.markdown import blocks
 
 from diffclip_cli.main import main
 from diffclip_openclip.evaluation import pope
+from diffclip_openclip.evaluation.results import read_outcomes
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,10 @@ def _files(tmp_path, questions, answers):
     return paths
 
 
+def _accuracy(questions, answers):
+    return pope.metrics(*pope.align(questions, answers))["accuracy"]
+
+
 QUESTIONS = [
     {"question_id": i, "image": "a.jpg", "text": "Is there?", "label": "yes" if i % 2 else "no"} for i in range(6)
 ]
@@ -54,9 +59,9 @@ QUESTIONS = [
 
 def test_answers_are_aligned_by_id_whatever_their_order(tmp_path):
     answers = [{"question_id": str(i), "text": "Yes" if i in (1, 3, 4) else "No"} for i in (5, 3, 1, 0, 4, 2)]
-    assert pope.score(*_files(tmp_path, QUESTIONS, answers))["accuracy"] == pytest.approx(4 / 6)
+    assert _accuracy(*_files(tmp_path, QUESTIONS, answers)) == pytest.approx(4 / 6)
     answers = [{"question_id": i, "answer": "Yes" if i in (1, 3, 4) else "No"} for i in range(6)]
-    assert pope.score(*_files(tmp_path, QUESTIONS, answers))["accuracy"] == pytest.approx(4 / 6)
+    assert _accuracy(*_files(tmp_path, QUESTIONS, answers)) == pytest.approx(4 / 6)
 
 
 def test_lines_end_at_line_feeds_alone(tmp_path):
@@ -83,7 +88,7 @@ def test_lines_end_at_line_feeds_alone(tmp_path):
 )
 def test_answers_that_do_not_fit(tmp_path, answers, message):
     with pytest.raises(ValueError, match=message):
-        pope.score(*_files(tmp_path, QUESTIONS, answers))
+        pope.align(*_files(tmp_path, QUESTIONS, answers))
 
 
 def test_llavas_scripts_are_asked_questions_with_popes_ids(tmp_path):
@@ -98,12 +103,12 @@ def test_llavas_scripts_are_asked_questions_with_popes_ids(tmp_path):
     assert {line["text"] for line in asked} == {"Is there?\nAnswer the question using a single word or phrase."}
     answers = [{"question_id": line["question_id"], "prompt": line["text"], "text": "Yes"} for line in asked]
     (tmp_path / "answers.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
-    assert pope.score(tmp_path / "coco_pope_popular.json", tmp_path / "answers.jsonl")["accuracy"] == 0.5
+    assert _accuracy(tmp_path / "coco_pope_popular.json", tmp_path / "answers.jsonl") == 0.5
 
 
 def test_a_label_that_is_neither(tmp_path):
     with pytest.raises(ValueError, match="is 'maybe', not yes or no"):
-        pope.score(*_files(tmp_path, [{"question_id": 0, "label": "maybe"}], [{"question_id": 0, "text": "Yes"}]))
+        pope.align(*_files(tmp_path, [{"question_id": 0, "label": "maybe"}], [{"question_id": 0, "text": "Yes"}]))
 
 
 def test_command_writes_a_result(tmp_path, capsys):
@@ -115,6 +120,8 @@ def test_command_writes_a_result(tmp_path, capsys):
     (path,) = (tmp_path / "RESULTS").rglob("*.json")
     entry = json.loads(path.read_text())
     assert (entry["dataset"], entry["metrics"]["yes_ratio"]) == ("pope_random", 1.0)
+    outcomes = read_outcomes(path)
+    assert outcomes["correct"].tolist() == outcomes["label"].tolist() == [0, 1, 0, 1, 0, 1]
     paths[1] = str(tmp_path / "none.jsonl")
     assert main(["pope", *paths, *command[3:]]) == 2
     assert "none.jsonl" in capsys.readouterr().err

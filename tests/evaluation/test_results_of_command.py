@@ -3,11 +3,12 @@
 import json
 import shutil
 
+import pytest
 from support.evaluation_data import LIMIT, arguments, metrics_of, result_files
 
 from diffclip_cli.main import main
 from diffclip_openclip.data.catalog import DATA_SETS
-from diffclip_openclip.evaluation.results import FIELDS
+from diffclip_openclip.evaluation.results import FIELDS, OUTCOMES, read_outcomes
 from diffclip_openclip.report.comparison import our_entries
 from diffclip_openclip.report.evaluated_models import read_models
 from diffclip_openclip.report.paper import load_paper
@@ -34,6 +35,11 @@ def test_every_task_has_its_result(results):
         assert len(entry["checkpoint_sha256"]) == len(entry["dataset_sha256"]) == 64
         values = [v for v in entry["metrics"].values() if isinstance(v, float)]
         assert values or entry["task"] == "mmvp"
+    for path in result_files(results):
+        outcomes, task = read_outcomes(path), path.parent.name
+        assert {name: array.dtype for name, array in outcomes.items()} == OUTCOMES[task], path
+        if task == "linear_probe":
+            assert outcomes["correct"].mean() == pytest.approx(json.loads(path.read_text())["metrics"]["acc1"])
     probes = [entry["metrics"] for entry in entries.values() if entry["task"] == "linear_probe"]
     assert all(0 < metrics["accuracy"] <= 1 for metrics in probes)
 

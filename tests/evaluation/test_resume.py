@@ -3,10 +3,12 @@
 import shutil
 import subprocess
 
+import numpy as np
 from support.common import plain_environment, run_host, script
 from support.evaluation_data import arguments, metrics_of, of_some, result_files
 
 from diffclip_cli.main import main
+from diffclip_openclip.evaluation.results import read_outcomes
 
 
 def test_running_again_does_nothing(results, suite, spec, capsys):
@@ -31,6 +33,20 @@ def test_changed_data_and_broken_results_are_done_again(results, suite, spec, tm
         if path.stat().st_mtime_ns != at
     }
     assert changed == {"zeroshot_retrieval/flickr8k.json", "linear_probe/pets.json", "few_shot/pets.json"}
+
+
+def test_a_result_whose_outcomes_are_missing_or_anothers_is_done_again(results, some, spec, tmp_path):
+    """As after a kill between the two files: outcomes are written first."""
+    copy = shutil.copytree(results, tmp_path / "RESULTS")
+    (retrieval,), (pairs,) = copy.rglob("flickr8k.json"), copy.rglob("mmvp.json")
+    expected = {path: path.with_suffix(".npz").read_bytes() for path in (retrieval, pairs)}
+    assert all(read_outcomes(path) for path in expected)
+    retrieval.with_suffix(".npz").unlink()
+    shutil.copy(retrieval.with_suffix(".json"), tmp_path / "kept.json")
+    np.savez(pairs.with_suffix(".npz"), hit=np.zeros(36))
+    assert [read_outcomes(path) for path in expected] == [None, None]
+    assert main(["evaluate", *arguments(spec, some, copy), "--dataset=flickr8k", "--dataset=mmvp"]) == 0
+    assert {path: path.with_suffix(".npz").read_bytes() for path in expected} == expected
 
 
 def test_two_processes_give_what_one_does(results, some, spec, tmp_path):

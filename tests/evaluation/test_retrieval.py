@@ -3,8 +3,10 @@
 import math
 import operator
 
+import numpy as np
 import pytest
 import torch
+from clip_benchmark.metrics import zeroshot_retrieval
 from support.common import read_tar, write_tar
 from support.evaluation_data import LIMIT, paper_subject
 
@@ -19,7 +21,7 @@ from diffclip_openclip.evaluation.evaluator import Compute, Subject
 def test_recall_by_brute_force(loaded, suite, tmp_path, precision):
     compute = Compute(workers=1, batch_size=1000, precision=precision)
     subject = paper_subject(loaded, "flickr8k", suite, tmp_path, compute)
-    ((metrics, images),) = retrieval.run(subject)
+    ((metrics, images, _),) = retrieval.run(subject)
     assert images == {"test": 8 * LIMIT}
     (shard,) = subject.location.shards("test")
     samples = list(read_shard(shard, ("txt",), loaded.preprocess))
@@ -48,6 +50,29 @@ def test_recall_by_brute_force(loaded, suite, tmp_path, precision):
             assert least == most or precision != "fp32"  # in bfloat16 many scores are equal
 
 
+def test_ranks_by_hand():
+    """Two images: three captions of the first, one of the second; the first image and its third caption tie."""
+    images, texts = torch.eye(2), torch.tensor([[0.0, 1.0], [0.6, 0.8], [0.7, 0.7], [0.1, 0.9]])
+    owner = torch.tensor([0, 0, 0, 1])
+    assert retrieval.ranks(texts, owner, images, torch.arange(2)).tolist() == [2, 2, 1, 1]
+    assert retrieval.ranks(images, torch.arange(2), texts, owner).tolist() == [1, 2]
+    equal = torch.ones(4, 2)
+    assert retrieval.ranks(images, torch.arange(2), equal, owner).tolist() == [1, 4]
+    assert retrieval.ranks(images, torch.tensor([0, 7]), equal, owner).tolist() == [1, 5]  # behind all
+
+
+def test_recalls_are_clip_benchmarks(loaded, suite, tmp_path):
+    compute = Compute(workers=0)
+    subject = paper_subject(loaded, "flickr8k", suite, tmp_path, compute)
+    ((metrics, _, outcomes),) = retrieval.run(subject)
+    batches = [(images, [text.splitlines() for text in texts]) for _, images, texts in subject.test_batches("txt")]
+    theirs = zeroshot_retrieval.evaluate(
+        loaded.model, batches, loaded.tokenizer, device="cpu", amp=False, recall_k_list=[1, 5, 10]
+    )
+    assert metrics == pytest.approx(theirs)
+    assert np.bincount(outcomes["image_of_text"]).tolist() == [2] * 8 * LIMIT
+
+
 @pytest.mark.parametrize(
     ("images", "captions", "known"), [(7, 2, (1, 5)), (3, 2, (1,)), (4, 3, (1,)), (10, 1, (1, 5, 10))]
 )
@@ -60,7 +85,7 @@ def test_retrieval_among_fewer_than_ten(loaded, suite, tmp_path, images, caption
     (tmp_path / "few" / "test" / "nshards.txt").write_text("1")
     location = locate("few", ["test"], [str(tmp_path)])
     few = DataSet("few", "few", (RETRIEVAL,), {"test": None})
-    ((metrics, counts),) = retrieval.run(Subject(loaded, few, location, Compute(workers=0, batch_size=4), tmp_path))
+    ((metrics, counts, _),) = retrieval.run(Subject(loaded, few, location, Compute(workers=0, batch_size=4), tmp_path))
     assert counts == {"test": images}
     finite = {name for name, value in metrics.items() if math.isfinite(value)}
     assert len(metrics) == 6

@@ -20,7 +20,15 @@ from diffclip_openclip.data.layout import locate
 from diffclip_openclip.data.shards import read_shard
 from diffclip_openclip.evaluation import features, zero_shot
 from diffclip_openclip.evaluation.evaluator import Compute, Subject
-from diffclip_openclip.evaluation.results import FIELDS, RESULT_TASKS, Identity, read, read_finished, result_paths
+from diffclip_openclip.evaluation.results import (
+    FIELDS,
+    RESULT_TASKS,
+    Identity,
+    read,
+    read_finished,
+    read_outcomes,
+    result_paths,
+)
 
 BEFORE = Path(__file__).parent / "data" / "written_before"
 PATHS = result_paths(BEFORE / "RESULTS")
@@ -54,6 +62,7 @@ def test_a_result_is_read_and_not_measured_again(path):
     identity = Identity(**depends)
     assert identity.path(BEFORE / "RESULTS") == path
     assert read_finished(identity, BEFORE / "RESULTS") == content
+    assert read_outcomes(path) is None
     changed = Identity(**depends | {"dataset_sha256": "0" * 64})
     assert read_finished(changed, BEFORE / "RESULTS") is None
 

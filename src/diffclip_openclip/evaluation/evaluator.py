@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 
 from diffclip_openclip.data.catalog import DataSet
@@ -90,11 +91,14 @@ class Subject:
             pin_memory=compute.device == "cuda",
         )
 
-    def test_batches(self, field: str) -> Iterator[tuple[torch.Tensor, tuple[Any, ...]]]:
-        """Read the split ``test``: images as the model wants them, (B, 3, H, W), and ``field`` of each."""
+    def test_batches(self, field: str) -> Iterator[tuple[int, torch.Tensor, tuple[Any, ...]]]:
+        """Read the split ``test``: a shard's number, images as the model wants them, (B, 3, H, W), ``field`` of each.
+
+        Workers read several shards at once, so that batches of different shards come in turns.
+        """
         for batch in self.batches(self.location.shards("test"), field, self.loaded.preprocess):
             if batch.images is not None:
-                yield batch.images, batch.values
+                yield batch.shard, batch.images, batch.values
 
 
 class Variant(NamedTuple):
@@ -109,6 +113,7 @@ class Measurement(NamedTuple):
 
     metrics: Mapping[str, Any]  # fractions from 0 to 1 by name, NaN where there is none; and what else is reported
     images: Mapping[str, int]  # the number of images that it is of, by split
+    outcomes: Mapping[str, np.ndarray]  # what became of each sample, by name, in the order of the shards' samples
 
 
 class Evaluator(Protocol):

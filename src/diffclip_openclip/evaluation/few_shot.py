@@ -7,6 +7,7 @@ Shape legend: E episodes, W classes of an episode, S examples a class, Q queries
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
@@ -26,21 +27,27 @@ def variants(data_set: DataSet, location: Location, seed: int) -> list[Variant]:
 
 
 def run(subject: Subject) -> Iterator[Measurement]:
-    """Yield the accuracy over the episodes; see :func:`score_episodes`."""
+    """Yield the accuracy over the episodes; see :func:`episode_accuracies`."""
     splits = read_splits(subject)
-    metrics = score_episodes(splits.train, splits.test, seed=subject.compute.seed, title=subject.data_set.name)
-    yield Measurement(metrics, splits.images)
+    accuracies = episode_accuracies(splits.train, splits.test, seed=subject.compute.seed, title=subject.data_set.name)
+    yield Measurement(summary(accuracies), splits.images, {"accuracy": accuracies})
 
 
-def score_episodes(
+def summary(accuracies: np.ndarray) -> dict[str, float]:
+    """Return accuracy (mean over episodes), std over episodes, and ci95, half the width of the mean's 95 % interval."""
+    std = float(accuracies.std(ddof=1))
+    return {"accuracy": float(accuracies.mean()), "std": std, "ci95": 1.96 * std / math.sqrt(len(accuracies))}
+
+
+def episode_accuracies(
     train: Features, test: Features, *, seed: int = 0, episodes: int = EPISODES, title: str = ""
-) -> dict[str, float]:
+) -> np.ndarray:
     """Score episodes of 5 classes, with 5 examples of each from ``train`` and 6 queries of each from ``test``.
 
     A class with fewer than 6 test images gives all it has.
 
     Returns:
-        accuracy (mean over episodes), std over episodes, and ci95, half the width of the mean's 95 % interval.
+        the accuracy of each episode, (E,) float64.
 
     Raises:
         ValueError: fewer than five classes have five training images and a test image.
@@ -58,9 +65,7 @@ def score_episodes(
         count = min(_CHUNK, episodes - first)
         support_EWS, query_EWQ = zip(*(_draw(usable, generator) for _ in range(count)), strict=True)
         scores.append(_accuracy(train.features[torch.stack(support_EWS)], test, torch.stack(query_EWQ)))
-    accuracy_E = torch.cat(scores)
-    std = accuracy_E.std().item()
-    return {"accuracy": accuracy_E.mean().item(), "std": std, "ci95": 1.96 * std / math.sqrt(episodes)}
+    return torch.cat(scores).numpy()
 
 
 def _indices(data: Features, label: int) -> torch.Tensor:

@@ -30,8 +30,12 @@ def variants(data_set: DataSet, location: Location, seed: int) -> list[Variant]:
 def run(subject: Subject) -> Iterator[Measurement]:
     """Yield the accuracy of the probe with the best C; see :func:`score_probe`."""
     splits, data_set = read_splits(subject), subject.data_set
-    metrics = score_probe(splits.train, splits.val, splits.test, per_class=data_set.mean_per_class, title=data_set.name)
-    yield Measurement(metrics, splits.images)
+    metrics, predicted = score_probe(
+        splits.train, splits.val, splits.test, per_class=data_set.mean_per_class, title=data_set.name
+    )
+    label = splits.test.labels.cpu()
+    outcomes = {"correct": (predicted == label).numpy(), "label": label.numpy()}
+    yield Measurement(metrics, splits.images, outcomes)
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,7 @@ def _validation_score(train: Features, val: Features, num_classes: int, per_clas
 
 def score_probe(
     train: Features, val: Features, test: Features, *, per_class: bool, title: str = ""
-) -> dict[str, float]:
+) -> tuple[dict[str, float], torch.Tensor]:
     """Choose C on ``val``, fit again on train and val, and score on ``test``.
 
     Args:
@@ -154,13 +158,15 @@ def score_probe(
         title: the data set's name, for the progress bar.
 
     Returns:
-        accuracy (the paper's for the data set), acc1, mean_per_class_recall, best_C.
+        accuracy (the paper's for the data set), acc1, mean_per_class_recall, best_C; and the class indices that are
+        predicted on ``test``, (B,), on the CPU.
     """
     num_classes = int(max(part.labels.max() for part in (train, val, test))) + 1
     with tqdm(desc=f"linear probe of {title}", unit=" fits", leave=False) as bar:
         best_C = search(partial(_validation_score, train, val, num_classes, per_class, bar))
     probe = fit(join([train, val]), num_classes, best_C)
-    predicted = probe.predict(test.features)
+    predicted = probe.predict(test.features).cpu()
     acc1, mean_per_class = (accuracy(predicted, test.labels, kind) for kind in (False, True))
     chosen = mean_per_class if per_class else acc1
-    return {"accuracy": chosen, "acc1": acc1, "mean_per_class_recall": mean_per_class, "best_C": best_C}
+    metrics = {"accuracy": chosen, "acc1": acc1, "mean_per_class_recall": mean_per_class, "best_C": best_C}
+    return metrics, predicted

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -31,12 +32,15 @@ def run(subject: Subject) -> Iterator[Measurement]:
     where the data set lacks one of its patterns.
     """
     pairs = read_pairs(subject.location, subject.loaded.preprocess)
-    hits = defaultdict(list)
-    for first, second in pairs:
-        hits[first["pattern"]].append(pair_hits(_similarity(subject, first, second)[None]).item())
+    hits: dict[str, list[bool]] = defaultdict(list)
+    pattern_P = [MMVP_PATTERNS.index(first["pattern"]) for first, _ in pairs]
+    hit_P = [bool(pair_hits(_similarity(subject, first, second)[None])) for first, second in pairs]
+    for pattern, hit in zip(pattern_P, hit_P, strict=True):
+        hits[MMVP_PATTERNS[pattern]].append(hit)
     shares = {name: sum(hits[name]) / len(hits[name]) for name in MMVP_PATTERNS if name in hits}
     means = {"mean_7": _mean(shares, MMVP_PAPER_PATTERNS), "mean_9": _mean(shares, MMVP_PATTERNS)}
-    yield Measurement({"patterns": shares} | means, {"test": 2 * len(pairs)})
+    outcomes = {"hit": np.array(hit_P), "pattern": np.array(pattern_P)}
+    yield Measurement({"patterns": shares} | means, {"test": 2 * len(pairs)}, outcomes)
 
 
 def _mean(shares: dict[str, float], patterns: tuple[str, ...]) -> float | None:

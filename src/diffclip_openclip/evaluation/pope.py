@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from diffclip_openclip.data.annotations import read_json_lines, some
 from diffclip_openclip.data.catalog import POPE
 from diffclip_openclip.evaluation.results import Identity, write
@@ -39,8 +41,8 @@ def metrics(answers: Sequence[bool], labels: Sequence[bool]) -> dict[str, float]
     }
 
 
-def score(questions: Path, answers: Path) -> dict[str, float]:
-    """Score a file of answers to POPE's questions, aligned by question_id.
+def align(questions: Path, answers: Path) -> tuple[list[bool], list[bool]]:
+    """Read what was answered to POPE's questions and what is right, aligned by question_id; whether each is a yes.
 
     Args:
         questions: JSON lines as POPE has them: question_id, text, label ("yes" or "no").
@@ -59,7 +61,7 @@ def score(questions: Path, answers: Path) -> dict[str, float]:
             f"no answer{some(missing)}, {len(unknown)} answers no question{some(unknown)}; they must agree in "
             "question_id one to one (LLaVA's own llava_pope_test.jsonl has other ids: see examples/llava)"
         )
-    return metrics([said[key] for key in labels], list(labels.values()))
+    return [said[key] for key in labels], list(labels.values())
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
@@ -93,7 +95,7 @@ def _answer(entry: dict[str, Any], path: Path) -> str:
 
 
 def score_to_file(*, questions: Path, answers: Path, category: str, label: str, results: Path) -> dict[str, Any]:
-    """Score answers as :func:`score`, write the result beside the evaluation's, and return the file's content.
+    """Score answers as :func:`metrics`, write the result beside the evaluation's, and return the file's content.
 
     Args:
         category: one of :data:`~diffclip_openclip.data.catalog.POPE_CATEGORIES`.
@@ -111,5 +113,7 @@ def score_to_file(*, questions: Path, answers: Path, category: str, label: str, 
         dataset_sha256=sha256(questions),
         precision="fp32",
     )
-    metrics = score(questions, answers)
-    return write(identity, results, metrics, device="cpu", seconds=time.monotonic() - start)
+    said, labels = align(questions, answers)
+    outcomes = {"correct": np.equal(said, labels), "label": np.array(labels)}
+    seconds = time.monotonic() - start
+    return write(identity, results, metrics(said, labels), outcomes=outcomes, device="cpu", seconds=seconds)

@@ -1,8 +1,10 @@
 """Write and read result files, in clip_benchmark's form with what makes a number repeatable.
 
-A file is RESULTS/MODEL/TASK/NAME.json. :data:`FIELDS` is the one table of what is in it.
+A file is RESULTS/MODEL/TASK/NAME.json. :data:`FIELDS` is the one table of what is in it. NAME.npz beside it holds the
+outcome of each sample, :data:`OUTCOMES`.
 """
 
+import hashlib
 import json
 import math
 import re
@@ -10,11 +12,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffclip_openclip.data.catalog import POPE, TASKS, ZERO_SHOT, deviations
-from diffclip_openclip.files import staged
+import numpy as np
+
+from diffclip_openclip.data.catalog import (
+    FEW_SHOT,
+    LINEAR_PROBE,
+    MMVP,
+    POPE,
+    RETRIEVAL,
+    TASKS,
+    ZERO_SHOT,
+    deviations,
+)
+from diffclip_openclip.files import sha256, staged
 
 RESULT_TASKS = (*TASKS, POPE)
 _PACKAGES = ("diffclip-openclip", "open_clip_torch", "clip_benchmark", "timm", "torch", "transformers", "webdataset")
@@ -60,12 +74,30 @@ FIELDS: Mapping[str, _Field] = {
     "seed": _Field(_WHOLE_OR_NULL),
     "language": _Field(_STRING_OR_NULL),
     "metrics": _Field(_OBJECT, required=True),  # fractions by name, null where there is none
+    "outcomes_sha256": _Field(_STRING_OR_NULL),  # of the file of outcomes that belongs to this one
     "images": _Field(_OBJECT, required=True),  # the number of images by split
     # Where the numbers come from.
     "versions": _Field(_OBJECT, required=True),
     "device": _Field(_STRING_OR_NULL, required=True),
     "seconds": _Field(_NUMBER),
     "date": _Field(_STRING_OR_NULL, required=True),
+}
+
+
+# The arrays in a file of outcomes by task, each with its type. An array has a number for each test sample, in the order
+# of the shards and of the samples in them; those of retrieval differ in length, that of few-shot is by episode.
+OUTCOMES: Mapping[str, Mapping[str, type[np.generic]]] = {
+    # whether the label is the first, or among the first five; no ``correct5`` below five classes
+    ZERO_SHOT: {"correct1": np.uint8, "correct5": np.uint8, "label": np.int32},
+    # the rank, from 1, of the first caption that is the image's own, and of the image that is the caption's own;
+    # ``image_of_text`` is the index of each caption's image
+    RETRIEVAL: {"image_to_text_rank": np.int32, "text_to_image_rank": np.int32, "image_of_text": np.int32},
+    LINEAR_PROBE: {"correct": np.uint8, "label": np.int32},
+    FEW_SHOT: {"accuracy": np.float64},
+    # by pair of images; ``pattern`` is an index in MMVP_PATTERNS
+    MMVP: {"hit": np.uint8, "pattern": np.uint8},
+    # by question; whether the answer is right, and whether that is a yes
+    POPE: {"correct": np.uint8, "label": np.uint8},
 }
 
 
@@ -112,14 +144,19 @@ def write(
     results: Path,
     metrics: Mapping[str, Any],
     *,
+    outcomes: Mapping[str, np.ndarray],
     device: str,
     seconds: float,
     images: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """Write a result to its file, which replaces an older one, and return the file's content.
+    """Write a result to its two files, which replace older ones, and return the content of the JSON.
+
+    The JSON is written last and has the hash of the other. So a result without its outcomes, or with those of another
+    run, is not taken for a finished one, wherever the process ends.
 
     Args:
         metrics: by name; NaN becomes null.
+        outcomes: those of :data:`OUTCOMES` for the task, of any numeric type.
         seconds: how long computing took.
         images: the number of images that it is of, by split.
     """
@@ -128,6 +165,7 @@ def write(
     plain = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in metrics.items()}
     content = identity.fields() | {
         "metrics": plain,
+        "outcomes_sha256": _write_outcomes(path.with_suffix(".npz"), outcomes, OUTCOMES[identity.task]),
         "images": dict(images or {}),
         "versions": {name: _version(name) for name in _PACKAGES},
         "device": device,
@@ -137,6 +175,37 @@ def write(
     with staged(path, overwrite=True) as new:
         new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return content
+
+
+def _write_outcomes(path: Path, outcomes: Mapping[str, np.ndarray], types: Mapping[str, type[np.generic]]) -> str:
+    """Write a file of outcomes and return its SHA-256; the same outcomes make the same bytes."""
+    with staged(path, overwrite=True) as new:
+        arrays = {name: np.asarray(outcomes[name], dtype) for name, dtype in types.items() if name in outcomes}
+        np.savez_compressed(new, allow_pickle=False, **arrays)
+        return sha256(new)
+
+
+def read_outcomes(path: Path) -> dict[str, np.ndarray] | None:
+    """Return the arrays of :data:`OUTCOMES` of a result.
+
+    Two results are of the same samples in the same order where their ``task``, ``dataset_sha256`` and ``seed`` are
+    equal.
+
+    Args:
+        path: the result's JSON.
+
+    Returns:
+        None where there are none: of a result of an earlier version, or without its file, or with another run's.
+
+    Raises:
+        ValueError: ``path`` is no result.
+    """
+    wanted = read(path).get("outcomes_sha256")
+    file = path.with_suffix(".npz")
+    if wanted is None or not file.is_file() or hashlib.sha256(data := file.read_bytes()).hexdigest() != wanted:
+        return None
+    with np.load(BytesIO(data), allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 def _version(package: str) -> str | None:
@@ -178,14 +247,20 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_finished(identity: Identity, results: Path) -> dict[str, Any] | None:
-    """Return the content of a result's file if it is of this very model, data and setting, otherwise None."""
+    """Return the content of a result's file if it is of this very model, data and setting, otherwise None.
+
+    A result that should have outcomes and has not is none.
+    """
+    path = identity.path(results)
     try:
-        content: Any = json.loads(identity.path(results).read_text(encoding="utf-8"))
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
     wanted = identity.fields()
-    is_same = isinstance(content, dict) and {key: content.get(key) for key in wanted} == wanted
-    return content if is_same else None
+    if not isinstance(content, dict) or {key: content.get(key) for key in wanted} != wanted:
+        return None
+    outcomes, file = content.get("outcomes_sha256"), path.with_suffix(".npz")
+    return content if outcomes is None or (file.is_file() and sha256(file) == outcomes) else None
 
 
 def headline(content: Mapping[str, Any]) -> str:

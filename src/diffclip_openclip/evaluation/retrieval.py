@@ -1,18 +1,23 @@
-"""Retrieve zero-shot: images by their captions and captions by their images, by clip_benchmark's functions."""
+"""Retrieve zero-shot: images by their captions and captions by their images, with clip_benchmark's recalls.
+
+Source: clip_benchmark@1.6.2:clip_benchmark/metrics/zeroshot_retrieval.py. Shape legend: N images, T captions, C width
+of the joint space.
+"""
 
 import math
 from collections.abc import Iterator
-from itertools import chain
+from typing import Any
 
+import numpy as np
 import torch
-from clip_benchmark.metrics import zeroshot_retrieval
+import torch.nn.functional as F
+from tqdm import tqdm
 
 from diffclip_openclip.data.catalog import RECALL_AT, DataSet
 from diffclip_openclip.data.layout import Location
 from diffclip_openclip.evaluation.evaluator import Measurement, Subject, Variant
 
-# Images (B, 3, H, W), and the captions of each.
-CaptionedBatch = tuple[torch.Tensor, list[list[str]]]
+_CHUNK = 1000  # rows of scores computed at once, to bound their memory
 
 
 def variants(data_set: DataSet, location: Location, seed: int) -> list[Variant]:
@@ -25,38 +30,61 @@ def run(subject: Subject) -> Iterator[Measurement]:
 
     They are NaN where there are fewer than k images or captions.
     """
+    image_NC, text_TC, image_of_text_T = _embed(subject)
+    with torch.inference_mode(), subject.compute.autocast():
+        text_to_image_T = ranks(text_TC, image_of_text_T, image_NC, torch.arange(len(image_NC)))
+        image_to_text_N = ranks(image_NC, torch.arange(len(image_NC)), text_TC, image_of_text_T)
+    known = [k for k in RECALL_AT if k <= min(len(image_NC), len(text_TC))]
+    by_kind = {"image": text_to_image_T, "text": image_to_text_N}
+    metrics = {
+        f"{kind}_retrieval_recall@{k}": float((rank <= k).mean()) if k in known else math.nan
+        for k in RECALL_AT
+        for kind, rank in by_kind.items()
+    }
+    outcomes = {
+        "image_to_text_rank": image_to_text_N,
+        "text_to_image_rank": text_to_image_T,
+        "image_of_text": image_of_text_T.numpy(),
+    }
+    yield Measurement(metrics, {"test": len(image_NC)}, outcomes)
+
+
+def _embed(subject: Subject) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the embeddings of images (N, C) and captions (T, C), and each caption's image (T,), in shards' order."""
     loaded, compute = subject.loaded, subject.compute
-    texts = ((images, [text.splitlines() for text in captions]) for images, captions in subject.test_batches("txt"))
-    counted = _Counted(texts)
-    at_least = counted.at_least(max(RECALL_AT))
-    known = [k for k in RECALL_AT if k <= at_least]
-    with compute.autocast():
-        metrics = zeroshot_retrieval.evaluate(
-            loaded.model, counted, loaded.tokenizer, device=compute.device, amp=compute.amp, recall_k_list=known
-        )
-    names = (f"{kind}_retrieval_recall@{k}" for k in RECALL_AT for kind in ("image", "text"))
-    yield Measurement({name: metrics.get(name, math.nan) for name in names}, {"test": counted.images})
+    model: Any = loaded.model
+    parts: dict[int, list[tuple[torch.Tensor, torch.Tensor, list[int]]]] = {}
+    with tqdm(desc=f"retrieval on {subject.data_set.name}", unit=" images", leave=False) as bar:
+        for shard, images, texts in subject.test_batches("txt"):
+            captions = [text.splitlines() for text in texts]
+            tokens = loaded.tokenizer([line for lines in captions for line in lines])
+            with torch.inference_mode(), compute.autocast():
+                image_embed = F.normalize(model.encode_image(images.to(compute.device, non_blocking=True)), dim=-1)
+                text_embed = F.normalize(model.encode_text(tokens.to(compute.device)), dim=-1)
+            counts = [len(lines) for lines in captions]
+            parts.setdefault(shard, []).append((image_embed.cpu(), text_embed.cpu(), counts))
+            bar.update(len(images))
+    image, text, counts_by_batch = zip(*(part for shard in sorted(parts) for part in parts[shard]), strict=True)
+    counts_N = torch.tensor([count for counts in counts_by_batch for count in counts])
+    return torch.cat(image), torch.cat(text), torch.arange(len(counts_N)).repeat_interleave(counts_N)
 
 
-class _Counted:
-    """Count the images of batches while they are read."""
+def ranks(
+    query_QC: torch.Tensor, image_of_query_Q: torch.Tensor, key_KC: torch.Tensor, image_of_key_K: torch.Tensor
+) -> np.ndarray:
+    """Return the rank, from 1, of each query's nearest own key among all keys, (Q,).
 
-    def __init__(self, batches: Iterator[CaptionedBatch]) -> None:
-        self._ahead: list[CaptionedBatch] = []
-        self._batches = batches
-        self.images = 0
-
-    def at_least(self, enough: int) -> int:
-        """Return the number of images or of captions, whichever is smaller, reading ahead until it is ``enough``."""
-        images = captions = 0
-        for batch in self._batches:
-            self._ahead.append(batch)
-            images, captions = images + len(batch[0]), captions + sum(map(len, batch[1]))
-            if min(images, captions) >= enough:
-                break
-        return min(images, captions)
-
-    def __iter__(self) -> Iterator[CaptionedBatch]:
-        for images, captions in chain(self._ahead, self._batches):
-            self.images += len(images)
-            yield images, captions
+    Own are the keys of the query's image. Of equal scores the first key comes first. A query without own keys ranks
+    behind all.
+    """
+    found = []
+    for query, image in zip(query_QC.split(_CHUNK), image_of_query_Q.split(_CHUNK), strict=True):
+        scores = query @ key_KC.t()
+        best = scores.masked_fill(image[:, None] != image_of_key_K, -math.inf).max(dim=1, keepdim=True)
+        # max gives any of several largest; the first of them is the one that no equal score precedes
+        is_best = (scores == best.values) & (image[:, None] == image_of_key_K)
+        place = is_best.int().argmax(dim=1, keepdim=True)
+        is_equal_before = (scores == best.values) & (torch.arange(len(key_KC)) < place)
+        found.append((scores > best.values).sum(dim=1) + is_equal_before.sum(dim=1) + 1)
+        found[-1][~is_best.any(dim=1)] = len(key_KC) + 1
+    return torch.cat(found).numpy()

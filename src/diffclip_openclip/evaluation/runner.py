@@ -132,5 +132,11 @@ def _evaluate_job(job: Job, loaded: LoadedModel, results: Path, compute: Compute
         seconds = time.monotonic() - start
         for identity, measured in zip(identities, measurements, strict=True):
             yield write(
-                identity, results, measured.metrics, device=compute.device, seconds=seconds, images=measured.images
+                identity,
+                results,
+                measured.metrics,
+                outcomes=measured.outcomes,
+                images=measured.images,
+                device=compute.device,
+                seconds=seconds,
             )

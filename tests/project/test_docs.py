@@ -11,6 +11,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -49,7 +50,8 @@ def workspace(tmp_path_factory) -> Path:
     hashes = {"checkpoint_sha256": "0" * 64, "dataset_sha256": "1" * 64}
     model = {"label": MODEL, "model": MODEL, "pretrained": "epoch_1.pt"} | hashes
     identity = results.Identity(task=catalog.FEW_SHOT, dataset="dtd", **model, precision="fp32", seed=0)
-    results.write(identity, folder / "RESULTS", {"accuracy": 0.5}, device="cpu", seconds=1.0)
+    outcomes = {"accuracy": np.full(10, 0.5)}
+    results.write(identity, folder / "RESULTS", {"accuracy": 0.5}, outcomes=outcomes, device="cpu", seconds=1.0)
     return folder
 
 

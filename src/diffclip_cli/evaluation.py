@@ -26,11 +26,12 @@ _REPORT = """\
 examples:
   diffclip report RESULTS --output REPORT
   diffclip report RESULTS --output REPORT --match 'DiffCLIP-B-16 my-run epoch_40=CC12M/DiffCLIP'
+  diffclip report RESULTS --output REPORT --group 'CLIP=CLIP-B-16-baseline seed*' --group 'DiffCLIP=DiffCLIP-B-16 seed*'
   diffclip report --paper-only --output PAPER
 
-REPORT/index.html shows all of it offline; tables are in REPORT/tables as Markdown and CSV, figures in REPORT/figures
-as PNG and SVG. LABEL is a model's name in the tables. ROW is one of the paper's: CC3M/CLIP, CC3M/DiffCLIP, CC12M/CLIP,
-CC12M/DiffCLIP, -dynamic, -vision.
+REPORT/index.html shows all of it offline; tables are in REPORT/tables as Markdown, CSV and LaTeX, figures in
+REPORT/figures as PNG, SVG and PDF. LABEL is a model's name in the tables. ROW is one of the paper's: CC3M/CLIP,
+CC3M/DiffCLIP, CC12M/CLIP, CC12M/DiffCLIP, -dynamic, -vision.
 """
 
 
@@ -90,6 +91,7 @@ def _report(arguments: argparse.Namespace) -> list[str]:
         paper_only=arguments.paper_only,
         match=arguments.match,
         baseline=arguments.baseline,
+        group=arguments.group,
         overwrite=arguments.overwrite,
     )
 
@@ -143,5 +145,13 @@ def add_commands(command: AddCommand) -> None:
         "--baseline",
         metavar="LABEL",
         help="what all other models are compared with; default: the CLIP-...-baseline of the same size",
+    )
+    sub.add_argument(
+        "--group",
+        action="append",
+        default=[],
+        metavar="NAME=LABEL",
+        help="several training runs become one model, mean ± standard deviation; * in LABEL stands for anything, as in "
+        "'DiffCLIP=DiffCLIP-B-16 seed*'; repeatable",
     )
     add_overwrite(sub)

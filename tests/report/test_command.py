@@ -20,6 +20,9 @@ from diffclip_openclip.report.command import report
         ({"match": [f"{DIFF}=CC12M/CLIP", f"{DIFF}=CC3M/CLIP"]}, "twice: CC12M/CLIP and CC3M/CLIP"),
         ({"baseline": "run"}, "--baseline: there are no results of 'run'"),
         ({"paper_only": True}, "--paper-only shows no results"),
+        ({"group": ["DiffCLIP"]}, r"--group 'DiffCLIP' is not of the form NAME=PATTERN"),
+        ({"group": ["D=Diff*"]}, f"--group 'D' has 1 models, and takes at least two; there are {CLIP}, {DIFF}"),
+        ({"group": ["D=*", "C=CLIP*", "C=*"]}, f"{CLIP!r} is in two groups, 'D' and 'C'"),
     ],
 )
 def test_wrong_options_leave_nothing(results, tmp_path, options, expected):
@@ -33,7 +36,7 @@ def test_neither_results_nor_the_paper_alone(tmp_path):
         report(None, tmp_path / "out")
 
 
-def test_an_old_report_stays_unless_it_is_to_be_replaced(results, tmp_path, monkeypatch):
+def test_an_old_report_stays_unless_it_is_to_be_replaced(results, tmp_path, monkeypatch, undrawn):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "index.html").write_text("old")
     with pytest.raises(FileExistsError, match="--overwrite"):

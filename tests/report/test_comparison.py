@@ -1,11 +1,12 @@
-"""Models find their baseline and their family, and remarks say what limits the comparison."""
+"""Models find their baseline and their family, and differences to the baseline are tested by what is known."""
 
 import pytest
-from support.report_results import CLIP, DIFF, put
+from support.report_results import CLIP, DIFF, outcomes, put
 
-from diffclip_openclip.report.comparison import our_entries, remarks
+from diffclip_openclip.report.comparison import Entry, our_entries, paper_entries
 from diffclip_openclip.report.evaluated_models import read_models
-from diffclip_openclip.report.paper import load_paper
+from diffclip_openclip.report.paper import Score, load_paper
+from diffclip_openclip.report.uncertainty import Interval
 
 
 def test_without_match_and_with_another_baseline(results):
@@ -56,28 +57,38 @@ def test_families_follow_the_architecture_and_not_the_name(tmp_path):
     }
 
 
-# remarks
+# how sure a difference is
 
 
-def test_data_of_another_size_than_the_published_are_named(tmp_path):
-    put(tmp_path, CLIP, "few_shot", "dtd", {"accuracy": 0.5}, images={"train": 1880, "val": 1880, "test": 1880})
-    put(tmp_path, DIFF, "few_shot", "dtd", {"accuracy": 0.5}, images={"train": 1880, "val": 1880, "test": 99})
-    put(tmp_path, DIFF, "few_shot", "my-own", {"accuracy": 0.5}, images={"test": 5})
-    models = read_models(tmp_path)
-    assert remarks(models, our_entries(models, load_paper()))[-1] == (
-        "Not to be compared with others' numbers, as the data are not of the published size: "
-        "dtd, test 99 images instead of 1,880."
-    )
-    assert not any("published size" in line for line in remarks(models[:1], our_entries(models[:1], load_paper())))
+def certainty(own: Score, base: Score):
+    return Entry("own", "DiffCLIP", {"key": own}, baseline=Entry("base", "CLIP", {"key": base})).certainty("key")
 
 
-def test_remarks(tmp_path):
-    put(tmp_path, CLIP, "few_shot", "dtd", {"accuracy": 0.5})
-    put(tmp_path, DIFF, "few_shot", "dtd", {"accuracy": 0.5}, dataset_sha256="another")
-    put(tmp_path, "other", "few_shot", "pets", {"accuracy": 0.5})
-    models = read_models(tmp_path)
-    assert remarks(models, our_entries(models, load_paper())) == [
-        "Compared with no baseline: other. --baseline MODEL names one for all.",
-        "Not all models saw the same data of dtd: see the hashes at the end.",
-    ]
-    assert remarks(models[1:], our_entries(models[1:], load_paper(), baseline="other")) == []
+def test_the_same_samples_are_compared_pair_by_pair():
+    """Expect McNemar's test to see what the intervals alone do not: 12 of 1,000 samples change, 11 for the better."""
+    base = [1] * 500 + [0] * 500
+    own = [0] + [1] * 510 + [0] * 489
+    pair = [Score(100 * sum(h) / 1000, "", outcomes=(outcomes(h),), interval=Interval(40, 60)) for h in (own, base)]
+    assert certainty(*pair).p == pytest.approx(2 * 13 / 2**12)
+    assert not certainty(*pair).within_noise
+    other = Score(50, "", outcomes=(outcomes(base, samples="others"),), interval=Interval(40, 60))
+    assert certainty(pair[0], other).within_noise
+    assert certainty(Score(50, ""), other) is None
+
+
+def test_training_runs_are_compared_as_runs():
+    assert certainty(Score(12, "", runs=(11, 12, 13)), Score(2, "", runs=(1, 2, 3))).p < 0.001
+    assert certainty(Score(2.5, "", runs=(1.5, 2.5, 3.5)), Score(2, "", runs=(1, 2, 3))).within_noise
+    assert certainty(Score(12, "", runs=(11, 12, 13)), Score(2, "", interval=Interval(1, 3))) is None
+
+
+def test_the_papers_gain_on_mmvp_is_within_noise():
+    """Compare 29 of 105 pairs with 23: 5.7 points, of which the size of the test set alone explains 11."""
+    paper = paper_entries(load_paper())
+    key = "mmvp/mean_7"
+    clip, diffclip = (paper[f"CC12M/{name}"] for name in ("CLIP", "DiffCLIP"))
+    assert [round(entry.scores[key].value * 1.05) for entry in (clip, diffclip)] == [23, 29]
+    assert diffclip.difference(key) == pytest.approx(5.7)
+    assert diffclip.certainty(key).within_noise
+    assert 9 < diffclip.certainty(key).half < 12
+    assert not diffclip.certainty("zero_shot_7/imagenet1k").within_noise

@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 
 from diffclip_openclip.report.comparison import Entry, paper_entries
-from diffclip_openclip.report.paper import MEANS, load_paper, paper_notes
+from diffclip_openclip.report.paper import MEANS, Score, load_paper, paper_notes
 
-HALF = 0.05 + 1e-9  # of the last digit that the paper prints in means
+# how far a printed number, and one that is read off a figure, may be from the true one
+PRINTED, READ_OFF = 0.05, 0.1
 POPE_HALF = 0.005 + 1e-9
 # how many answers are yes and no: of a whole file of POPE (RUCAIBox/POPE@3df3ba1), and of its first 2,910 questions
 POPE_FULL, POPE_CUT = (1500, 1500), (1455, 1455)
@@ -37,11 +38,16 @@ def _off_means(entry: Entry, key: str) -> Iterator[str]:
     printed = entry.scores.get(key)
     if printed is None or printed.derived or any(member not in entry.scores for member in MEANS[key]):
         return
-    if abs(_mean(entry, key) - printed.value) > HALF:
+    slack = max(_slack(entry.scores[member]) for member in MEANS[key]) + _slack(printed)
+    if abs(_mean(entry, key) - printed.value) > slack + 1e-9:
         yield (
             f"{entry.title}: the paper gives a mean of {printed.value:.1f} ({printed.source}); its values, which are "
             f"rounded themselves, have a mean of {_mean(entry, key):.2f}."
         )
+
+
+def _slack(score: Score) -> float:
+    return READ_OFF if "read off" in score.source else PRINTED
 
 
 def _off_differences(entry: Entry, key: str) -> Iterator[str]:
@@ -110,19 +116,16 @@ def test_notes_are_what_the_arithmetic_gives(paper):
     notes = paper_notes(key for entry in paper.values() for key in entry.scores)
     assert notes == off(paper)
     assert [note.partition(":")[0] for note in notes] == [
-        "CC3M DiffCLIP",
-        "CC3M DiffCLIP",
         "The paper's mean of zero-shot OOD counts ImageNet (the mean of five)",
         "Random",
     ]
-    assert "CC12M DiffCLIP 28.1, which is 28.08 with ImageNet and 26.65 without" in notes[2]
+    assert "CC12M DiffCLIP 28.1, which is 28.08 with ImageNet and 26.65 without" in notes[0]
 
 
 def test_notes_stand_where_their_numbers_do():
-    assert [note[:13] for note in paper_notes(["text_retrieval@5/mean"])] == ["CC3M DiffCLIP"]
-    assert [note[:13] for note in paper_notes(["zero_shot_7/mean"])] == ["CC3M DiffCLIP", "The paper's m"]
+    assert [note[:16] for note in paper_notes(["zero_shot_7/mean"])] == ["The paper's mean"]
     assert [note[:7] for note in paper_notes(["pope_random/accuracy"])] == ["Random:"]
-    assert paper_notes(["linear_probe/mean", "pope_popular/accuracy"]) == []
+    assert paper_notes(["linear_probe/mean", "text_retrieval@5/mean", "pope_popular/accuracy"]) == []
 
 
 def test_a_slip_of_the_pen_would_be_noticed(paper):

@@ -1,10 +1,15 @@
 """Write result files with values made up by hand, for tests of ``diffclip report``."""
 
+import hashlib
+import io
 import itertools
 import json
 from pathlib import Path
 
+import numpy as np
+
 from diffclip_openclip.data.catalog import DATA_SETS, MMVP_PATTERNS
+from diffclip_openclip.report.uncertainty import Outcomes
 
 CLIP, DIFF = "CLIP-nano-baseline run", "DiffCLIP-nano run"
 
@@ -31,6 +36,28 @@ def put(root: Path, label: str, task: str, dataset: str, metrics: dict, folder: 
     content |= {"seconds": 1.2, "date": "2026-11-22T10:00:00+00:00", "language": "en"}
     path.write_text(json.dumps(content | fields))
     return path
+
+
+def put_outcomes(path: Path, **arrays) -> None:
+    """Write the outcomes of a result as `diffclip evaluate` does."""
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    path.with_suffix(".npz").write_bytes(file.getvalue())
+    digest = hashlib.sha256(file.getvalue()).hexdigest()
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"outcomes_sha256": digest}))
+
+
+def put_runs(root: Path, scores: dict[str, list[float]], task: str = "few_shot", dataset: str = "dtd") -> None:
+    """Write an accuracy for each training run, "<model> seed0" and so on, of the models that are named."""
+    for model, values in scores.items():
+        for seed, value in enumerate(values):
+            put(root, f"{model} seed{seed}", task, dataset, {"accuracy": value}, checkpoint_sha256=f"{model}{seed}")
+
+
+def outcomes(hits, trials=None, classes=None, samples: str = "the same") -> Outcomes:
+    """Return outcomes, by default of one trial each."""
+    hits = np.asarray(hits, dtype=float)
+    return Outcomes(samples, hits, np.ones(len(hits)) if trials is None else np.asarray(trials, dtype=float), classes)
 
 
 def retrieval(image: float, text: float) -> dict:

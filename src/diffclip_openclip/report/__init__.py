@@ -2,11 +2,15 @@
 
 Each module uses only those before it:
 
+- ``uncertainty``: intervals, and tests of differences
 - ``paper``: score keys, means, and the paper's numbers
-- ``evaluated_models``: result files, grouped into models
-- ``comparison``: which model is compared with which, and what limits that
-- ``table_layouts``, ``tables``, ``table_formats``: which numbers stand where; the filled tables; Markdown, CSV, HTML
-- ``figures``, ``drawing``: what each figure shows; matplotlib
+- ``result_scores``, ``evaluated_models``: result files as scores; grouped into models, and training runs of one model
+- ``comparison``: which model is compared with which, and how sure a difference is
+- ``remarks``: what limits a comparison
+- ``table_layouts``, ``table_notes``, ``tables``: which numbers stand where; what is to be said of them; filled tables
+- ``table_formats``, ``latex``: Markdown, CSV, HTML; LaTeX
+- ``figures``: what each figure shows
+- ``styles``, ``bars``, ``radar``, ``curves``, ``drawing``: how series look; matplotlib's axes; the figures' files
 - ``page``: the HTML file
 - ``command``: the work of the command
 """

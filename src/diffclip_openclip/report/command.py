@@ -5,21 +5,29 @@ from pathlib import Path
 
 from diffclip_openclip.extras import require
 from diffclip_openclip.files import Folder, check_place, staged
-from diffclip_openclip.report.comparison import our_entries, paper_entries, remarks
-from diffclip_openclip.report.drawing import save_figures
-from diffclip_openclip.report.evaluated_models import EvaluatedModel, read_models
-from diffclip_openclip.report.figures import make_figures
+from diffclip_openclip.report.comparison import our_entries, paper_entries
+from diffclip_openclip.report.curves import checkpoints_of, last_checkpoints
+from diffclip_openclip.report.drawing import FIGURE_ENDINGS, save_figures
+from diffclip_openclip.report.evaluated_models import EvaluatedModel, group_runs, read_models
+from diffclip_openclip.report.figures import EPOCHS_NAME, OTHERS_NAME, make_figures
+from diffclip_openclip.report.latex import latex
 from diffclip_openclip.report.page import make_page
 from diffclip_openclip.report.paper import load_paper
+from diffclip_openclip.report.remarks import remarks
 from diffclip_openclip.report.table_formats import csv_text, markdown
-from diffclip_openclip.report.table_layouts import LAYOUTS
-from diffclip_openclip.report.tables import make_tables
+from diffclip_openclip.report.table_layouts import LAYOUTS, OTHER_NAME
+from diffclip_openclip.report.tables import SIZES_NAME, make_tables
 
+_TABLE_FORMATS = {"md": markdown, "csv": csv_text, "tex": latex}
+_FIGURE_NAMES = ("figure?", EPOCHS_NAME, OTHERS_NAME)
+_FIGURE_FILES = tuple(f"{name}{ending}" for name in _FIGURE_NAMES for ending in FIGURE_ENDINGS)
+_TABLE_NAMES = (*(layout.name for layout in LAYOUTS), OTHER_NAME, SIZES_NAME)
 _REPORT = Folder(
     "a report",
     (
-        *("index.html", "tables", "figures", "figures/figure?.png", "figures/figure?.svg"),
-        *(f"tables/{layout.name}.{ending}" for layout in LAYOUTS for ending in ("md", "csv")),
+        *("index.html", "tables", "figures"),
+        *(f"figures/{name}" for name in _FIGURE_FILES),
+        *(f"tables/{name}.{ending}" for name in _TABLE_NAMES for ending in _TABLE_FORMATS),
     ),
     mark="index.html",
 )
@@ -32,33 +40,38 @@ def report(
     paper_only: bool = False,
     match: Sequence[str] = (),
     baseline: str | None = None,
+    group: Sequence[str] = (),
     overwrite: bool = False,
 ) -> list[str]:
-    """Write a report: tables (Markdown, CSV), figures (PNG, SVG) and ``index.html``; return lines to print.
+    """Write a report: tables (Markdown, CSV, LaTeX), figures (PNG, SVG, PDF), ``index.html``; return lines to print.
 
     Args:
         results: the folder that ``diffclip evaluate`` wrote; None with ``paper_only``.
         paper_only: show the paper's own numbers alone.
         match, baseline: as :func:`~diffclip_openclip.report.comparison.our_entries` takes them.
+        group: as :func:`~diffclip_openclip.report.evaluated_models.group_runs` takes it.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        ImportError: matplotlib or scipy is not installed.
         FileNotFoundError: ``results`` does not exist.
         FileExistsError, FileNotFoundError: as :func:`~diffclip_openclip.files.check_place`.
         ValueError: there are no results, a file is none, a name is unknown, or options exclude each other.
     """
     check_place(output, overwrite, _REPORT, inputs=[results] if results else [])
-    require("diffclip report", "plot", "matplotlib")
-    models = _models(results, paper_only, match, baseline)
+    require("diffclip report", "plot", "matplotlib", "scipy")
+    all_models = _models(results, paper_only, match, baseline, group)
+    named = {text.rpartition("=")[0] for text in match} | {baseline or ""}
+    models = group_runs(last_checkpoints(all_models, named), group)
     rows = load_paper()
     paper, ours = paper_entries(rows), our_entries(models, rows, match=match, baseline=baseline)
-    tables, figures, said = make_tables(paper, ours), make_figures(paper, ours), remarks(models, ours)
+    tables, figures = make_tables(paper, ours, models), make_figures(paper, ours, checkpoints_of(all_models))
+    said = remarks(models, ours)
     with staged(output, overwrite, _REPORT) as new:
         for folder in (new, new / "tables", new / "figures"):
             folder.mkdir()
         for table in tables:
-            (new / "tables" / f"{table.layout.name}.md").write_text(markdown(table), encoding="utf-8")
-            (new / "tables" / f"{table.layout.name}.csv").write_text(csv_text(table), encoding="utf-8")
+            for ending, text_of in _TABLE_FORMATS.items():
+                (new / "tables" / f"{table.name}.{ending}").write_text(text_of(table), encoding="utf-8")
         save_figures(figures, new / "figures")
         page = make_page(
             figures=figures,
@@ -74,11 +87,13 @@ def report(
     return [*said, written]
 
 
-def _models(results: Path | None, paper_only: bool, match: Sequence[str], baseline: str | None) -> list[EvaluatedModel]:
+def _models(
+    results: Path | None, paper_only: bool, match: Sequence[str], baseline: str | None, group: Sequence[str]
+) -> list[EvaluatedModel]:
     if not paper_only:
         if results is None:
             raise ValueError("give the folder that `diffclip evaluate` wrote, or --paper-only")
         return read_models(results)
-    if results is not None or match or baseline is not None:
-        raise ValueError("--paper-only shows no results: leave out the folder, --match and --baseline")
+    if results is not None or match or baseline is not None or group:
+        raise ValueError("--paper-only shows no results: leave out the folder, --match, --baseline and --group")
     return []

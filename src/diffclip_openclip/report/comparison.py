@@ -1,12 +1,12 @@
-"""Pair every model with its baseline and its counterpart in the paper, and say what limits the comparison."""
+"""Pair every model with its baseline and its counterpart in the paper, and say how sure the differences are."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from diffclip_openclip.data.catalog import deviations
 from diffclip_openclip.models import MODELS
 from diffclip_openclip.report.evaluated_models import EvaluatedModel
-from diffclip_openclip.report.paper import PaperRow, Score, find_row
+from diffclip_openclip.report.paper import PaperRow, Score, find_row, paper_key
+from diffclip_openclip.report.uncertainty import Difference, paired_difference, runs_difference, unrelated_difference
 
 OTHER = "other"  # the family of a model that the paper has no counterpart of
 
@@ -22,6 +22,7 @@ class Entry:
     is_ours: bool = False  # a model that has results, not a row of the paper
     baseline: "Entry | None" = None  # what its differences are to
     paper: "Entry | None" = None  # the paper's row that a model of ours is held against
+    epoch: int | None = None  # where the figure over epochs shows it
 
     @property
     def title(self) -> str:
@@ -33,16 +34,28 @@ class Entry:
         own = self.scores.get(key)
         if own is None or own.difference is not None:
             return own.difference if own else None
-        return self._minus(self.baseline, key)
+        return self._minus(self.baseline, key, key)
+
+    def certainty(self, key: str) -> Difference | None:
+        """Return how sure the difference to the baseline is; None where that is not known, or there is none."""
+        own, base = self.scores.get(key), self.baseline and self.baseline.scores.get(key)
+        difference = self.difference(key)
+        if not own or not base or difference is None:
+            return None
+        if own.runs or base.runs:
+            return runs_difference(own.runs, base.runs)
+        if paired := paired_difference(own.outcomes, base.outcomes):
+            return paired
+        return unrelated_difference(difference, own.interval, base.interval) if own.interval and base.interval else None
 
     def minus_paper(self, key: str) -> float | None:
         """Return the difference to the counterpart in the paper."""
-        return self._minus(self.paper, key)
+        return self._minus(self.paper, key, paper_key(key))
 
-    def _minus(self, other: "Entry | None", key: str) -> float | None:
-        if other is None or key not in self.scores or key not in other.scores:
+    def _minus(self, other: "Entry | None", key: str, other_key: str) -> float | None:
+        if other is None or key not in self.scores or other_key not in other.scores:
             return None
-        return self.scores[key].value - other.scores[key].value
+        return self.scores[key].value - other.scores[other_key].value
 
 
 def paper_entries(rows: Mapping[str, PaperRow]) -> dict[str, Entry]:
@@ -85,7 +98,7 @@ def our_entries(
 
 def _plain(model: EvaluatedModel, row: PaperRow | None, paper: Mapping[str, Entry]) -> Entry:
     if row is None:
-        return Entry(model.name, _family(model.architecture or ""), model.scores, is_ours=True)
+        return Entry(model.name, family_of(model), model.scores, is_ours=True)
     return Entry(model.name, row.model, model.scores, row.pretraining, is_ours=True, paper=paper[row.name])
 
 
@@ -118,49 +131,7 @@ def _default_baseline(model: EvaluatedModel, models: Sequence[EvaluatedModel]) -
     return candidates[0].name if len(candidates) == 1 else None
 
 
-def _family(architecture: str) -> str:
-    return (MODELS[architecture].family if architecture in MODELS else None) or OTHER
-
-
-def remarks(models: Sequence[EvaluatedModel], ours: Sequence[Entry]) -> list[str]:
-    """Return what a reader should know of the results as a whole, a sentence each.
-
-    Named are results that are left out, models that are compared with nothing, and data that differ between models or
-    are not of the published size.
-    """
-    return [*_left_out(models), *_not_compared(ours), *_different_data(models), *_not_published(models)]
-
-
-def _left_out(models: Sequence[EvaluatedModel]) -> Iterator[str]:
-    names = {result.content["dataset"] for model in models for result in model.results if not result.scores}
-    if names:
-        yield f"In no table, as the paper does not have them: {', '.join(sorted(names))}."
-
-
-def _not_compared(ours: Sequence[Entry]) -> Iterator[str]:
-    used = {entry.baseline.name for entry in ours if entry.baseline}
-    names = [entry.name for entry in ours if entry.baseline is None and entry.name not in used]
-    if names:
-        yield f"Compared with no baseline: {', '.join(names)}. --baseline MODEL names one for all."
-
-
-def _different_data(models: Sequence[EvaluatedModel]) -> Iterator[str]:
-    hashes: dict[str, set[str | None]] = {}
-    for model in models:
-        for result in model.results:
-            hashes.setdefault(result.content["dataset"], set()).add(result.content.get("dataset_sha256"))
-    names = [name for name, found in hashes.items() if len(found) > 1]
-    if names:
-        yield f"Not all models saw the same data of {', '.join(sorted(names))}: see the hashes at the end."
-
-
-def _not_published(models: Sequence[EvaluatedModel]) -> Iterator[str]:
-    found: dict[str, set[str]] = {}
-    for model in models:
-        for result in model.results:
-            unlike = deviations(result.content["dataset"], result.content["images"])
-            if unlike:
-                found.setdefault(result.content["dataset"], set()).update(unlike)
-    if found:
-        parts = "; ".join(f"{name}, {', '.join(sorted(found[name]))}" for name in sorted(found))
-        yield f"Not to be compared with others' numbers, as the data are not of the published size: {parts}."
+def family_of(model: EvaluatedModel) -> str:
+    """Return the paper's name for a model's kind, or OTHER."""
+    packaged = MODELS.get(model.architecture or "")
+    return (packaged.family if packaged else None) or OTHER

@@ -1,232 +1,191 @@
-"""Draw the figures with matplotlib, as PNG and SVG; the same numbers give the same files.
+"""Lay out the figures and save them: as PNG, SVG and PDF at the width of a text, and as PDF at the width of a column.
 
-Series have the paper's colours. They can be told apart without colour too: by lightness, hatch, marker and line.
+Titles are left to captions. The same numbers give the same files.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from diffclip_openclip.report.comparison import OTHER, Entry
-from diffclip_openclip.report.figures import Figure
-from diffclip_openclip.report.table_layouts import Column
-from diffclip_openclip.report.tables import signed
+from diffclip_openclip.report.bars import draw_bars
+from diffclip_openclip.report.comparison import Entry
+from diffclip_openclip.report.curves import draw_curves, runs_of
+from diffclip_openclip.report.figures import Figure, Panel
+from diffclip_openclip.report.radar import CHANCE, draw_radar
+from diffclip_openclip.report.styles import INK, RC, name_of, styles_of
 
-_INK = "#1a1a1a"
-_RC: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",  # matplotlib's own, so that figures are the same everywhere
-    "font.size": 9,
-    "hatch.linewidth": 0.7,
-    "svg.hashsalt": "diffclip",
-    "svg.fonttype": "path",
-    "text.parse_math": False,  # a label may hold dollar signs
-}
-_MARGIN = 0.8  # inches, of a panel
-_NARROWEST = 8.0  # inches, of a figure of bars
-_GAP = 1.0  # between groups, in bars
-_INCHES_A_BAR = 0.36  # so that a value of five characters fits above its bar
-_VALUES = 7.0  # points, of the values above bars
-_LETTERS = 60  # in a line of the legend
-_INCHES_A_LETTER = 0.075  # at most, in the legend
-_HEADROOM = 1.22  # of the highest bar, for two lines of text
+# inches, of a page with two columns of text (CVPR's style has 6.875 and 3.25)
+WIDE, COLUMN = 6.875, 3.25
+_BESIDE, _ABOVE = 0.35, 0.3  # inches that labels and titles take of a panel
+_TASK_HEIGHT = 1.4  # inches of a row of small panels
+_GROUPS_HEIGHT = 1.6  # inches of a panel of groups of bars
+_RADAR = 1.75, 0.72, 0.38  # inches: a radar's diameter, and what its labels take at the sides, and above and below
+_LEGEND_LINE = 0.14  # inches
+_LETTER = 0.058  # inches, at most, in the legend
+
+
+FIGURE_ENDINGS = (".png", ".svg", ".pdf", "_column.pdf")  # of a figure's files
 
 
 def save_figures(figures: Sequence[Figure], folder: Path) -> None:
-    """Write each figure to ``folder`` as ``<name>.png`` and ``<name>.svg``."""
+    """Write each figure to ``folder`` as ``<name>.png``, ``.svg`` and ``.pdf``, and as ``<name>_column.pdf``."""
     from matplotlib import rc_context
-    from matplotlib.figure import Figure as Canvas
 
-    with rc_context(_RC):
+    with rc_context(RC):
         for figure in figures:
-            canvas = Canvas(layout="constrained")
-            (_draw_radars if figure.is_radar else _draw_panels)(canvas, figure)
-            canvas.savefig(folder / f"{figure.name}.png", dpi=150)
-            canvas.savefig(folder / f"{figure.name}.svg", metadata={"Date": None})
+            wide = draw(figure, WIDE)
+            wide.draw_without_rendering()
+            wide.set_layout_engine("none")  # it is laid out, once for all files
+            wide.savefig(folder / f"{figure.name}.png", dpi=220)
+            wide.savefig(folder / f"{figure.name}.svg", metadata={"Date": None})
+            wide.savefig(folder / f"{figure.name}.pdf", metadata={"CreationDate": None})
+            draw(figure, COLUMN).savefig(folder / f"{figure.name}_column.pdf", metadata={"CreationDate": None})
 
 
-def _draw_panels(canvas: Any, figure: Figure) -> None:
-    """Draw panels of bars: the paper's beside each other, ours below them."""
-    rows = [[panel for panel in figure.panels if panel.is_ours is ours] for ours in (False, True)]
-    rows = [row for row in rows if row]
-    widths = [sum(_MARGIN + _panel_inches(panel.columns, panel.entries) for panel in row) for row in rows]
-    width = max(_NARROWEST, *widths)
-    canvas.set_size_inches(width, 3.3 * len(rows) + 0.9)
-    grid = canvas.add_gridspec(len(rows), 1)
-    for index, row in enumerate(rows):
-        cells = grid[index].subgridspec(1, len(row))
-        for column, panel in enumerate(row):
-            axis = canvas.add_subplot(cells[column])
-            draw_bars(axis, panel.title, panel.columns, panel.entries, panel.top)
-    _label(canvas, figure, width)
-
-
-def _draw_radars(canvas: Any, figure: Figure) -> None:
-    width = 5.8 * len(figure.panels)
-    canvas.set_size_inches(width, 6.6)
-    axes = canvas.subplots(1, len(figure.panels), squeeze=False, subplot_kw={"projection": "polar"})[0]
-    for axis, panel in zip(axes, figure.panels, strict=True):
-        draw_radar(axis, panel.columns, panel.entries, min(100.0, 10 * (panel.top // 10 + 1)))
-        axis.set_title(panel.title, fontweight="bold", fontsize=9, pad=20)
-    _label(canvas, figure, width)
-
-
-def _label(canvas: Any, figure: Figure, width: float) -> None:
-    letters = int(width * 16)  # of the notes' size, in a line
-    canvas.suptitle(fill(figure.title, letters), fontsize=12, x=0.01, ha="left")
-    canvas.supxlabel("\n".join(fill(note, letters) for note in figure.notes), fontsize=7.5, x=0.01, ha="left")
-
-
-# how series look
-
-
-@dataclass(frozen=True)
-class Style:
-    """Describe how a series looks, in matplotlib's terms."""
-
-    color: str  # of a bar's fill, and of an outline
-    hatch: str  # of a bar
-    hatch_color: str
-    marker: str  # of an outline
-    line: str  # dashes of an outline
-
-
-# blue, pink, purple and yellow as in the paper's Figures 1, 3, 4 and 5; the shades are ours, each of another lightness
-STYLES = {
-    "CLIP": Style("#376cb2", "", "white", "o", "-"),
-    "DiffCLIP": Style("#f5a7c9", "///", _INK, "s", "--"),
-    "DiffCLIP*": Style("#4b1d73", "..", "white", "^", "-."),
-    "DiffCLIP†": Style("#fbe48a", "xxx", _INK, "D", ":"),
-    OTHER: Style("#8e8e8e", "--", _INK, "v", "-"),
-}
-_MORE_HATCHES = ("\\\\\\", "++", "oo", "**", "||")
-_MORE_MARKERS = ("P", "X", "<", ">", "h")
-
-
-def styles_of(entries: Sequence[Entry]) -> list[Style]:
-    """Return a style for each entry; those of one family share its colour and differ in hatch and marker."""
-    styles: list[Style] = []
-    for position, entry in enumerate(entries):
-        earlier = [other.family for other in entries[:position]].count(entry.family)
-        style = STYLES[entry.family]
-        if earlier:
-            index = (earlier - 1) % len(_MORE_HATCHES)
-            style = replace(style, hatch=_MORE_HATCHES[index], marker=_MORE_MARKERS[index])
-        styles.append(style)
-    return styles
-
-
-# bars
-
-
-def _panel_inches(columns: Sequence[Column], entries: Sequence[Entry]) -> float:
-    return _INCHES_A_BAR * len(columns) * (len(entries) + _GAP)
-
-
-def draw_bars(axis: Any, title: str, columns: Sequence[Column], entries: Sequence[Entry], top: float) -> None:
-    """Draw a group of bars for each column, with one bar for each entry that has its score.
-
-    Args:
-        axis: of matplotlib.
-        title: stands above the legend.
-        top: highest value of the scale, in percent.
-    """
-    handles = []
-    step = len(entries) + _GAP
-    for position, (entry, style) in enumerate(zip(entries, styles_of(entries), strict=True)):
-        for group, column in enumerate(columns):
-            if column.key in entry.scores:
-                _draw_bar(axis, group * step + position, entry, column.key, style)
-        handles.append(_handle(style))
-    middle = (len(entries) - 1) / 2
-    titles = [fill(column.title, 10, break_long_words=False) for column in columns]
-    axis.set_xticks([group * step + middle for group in range(len(columns))], titles)
-    axis.set_xlim(-1, (len(columns) - 1) * step + len(entries))
-    axis.set_ylim(0, top * _HEADROOM)
-    axis.set_ylabel("percent")
-    axis.tick_params(axis="x", length=0)
-    axis.grid(axis="y", alpha=0.3)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
-    _draw_legend(axis, title, [entry.name for entry in entries], handles, _panel_inches(columns, entries))
-
-
-def _draw_bar(axis: Any, x: float, entry: Entry, key: str, style: Style) -> None:
-    score = entry.scores[key]
-    # hatch and outline take one colour in matplotlib, so each has a bar of its own
-    axis.bar(x, score.value, 0.9, color=style.color, hatch=style.hatch, edgecolor=style.hatch_color, linewidth=0)
-    axis.bar(x, score.value, 0.9, fill=False, edgecolor=_INK, linewidth=0.8, linestyle="--" if score.derived else "-")
-    difference = entry.difference(key)
-    text = f"{'≈' if score.derived else ''}{score.value:.1f}"
-    if difference is not None:
-        text = f"{signed(difference, 1)}\n{text}"
-    axis.annotate(text, (x, score.value), (0, 2), textcoords="offset points", ha="center", fontsize=_VALUES, color=_INK)
-
-
-def _handle(style: Style) -> tuple[Any, Any]:
-    """Return fill and outline of a bar, for the legend."""
-    from matplotlib.patches import Patch
-
-    body = Patch(facecolor=style.color, hatch=style.hatch, edgecolor=style.hatch_color, linewidth=0)
-    return body, Patch(fill=False, edgecolor=_INK, linewidth=0.8)
-
-
-def _draw_legend(axis: Any, title: str, names: Sequence[str], handles: Sequence[Any], width: float) -> None:
-    names = [fill(name, _LETTERS) for name in names]
-    longest = max(len(line) for name in names for line in name.splitlines())
-    axis.legend(
-        handles,
-        names,
-        title=title,
-        title_fontproperties={"weight": "bold"},
-        alignment="left",
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=max(1, min(len(names), int(width / (_INCHES_A_LETTER * longest + 0.6)))),
-        frameon=False,
-        borderaxespad=0.2,
+def draw(figure: Figure, width: float) -> Any:
+    """Return matplotlib's figure, ``width`` inches wide."""
+    return {"tasks": _draw_tasks, "groups": _draw_groups, "radar": _draw_radars, "curves": _draw_curves}[figure.kind](
+        figure, width
     )
 
 
-# radar
+def _draw_tasks(figure: Figure, width: float) -> Any:
+    """Draw small panels, three beside each other, or two in a column."""
+    columns = 3 if width > 5 else 2
+    rows = math.ceil(len(figure.panels) / columns)
+    canvas, legend = _canvas(width, rows * _TASK_HEIGHT, _legend_of(figure.panels[0].entries), constrained=True)
+    axes = canvas.subplots(rows, columns, squeeze=False)
+    styles = styles_of(figure.panels[0].entries)
+    for axis in axes.flat[len(figure.panels) :]:
+        axis.axis("off")
+    for axis, panel in zip(axes.flat, figure.panels, strict=False):
+        draw_bars(axis, panel.columns, panel.entries, styles, inches=(width / columns - _BESIDE, _TASK_HEIGHT - _ABOVE))
+        axis.set_title(_title(panel, width / columns), pad=3)
+    for row in axes:
+        row[0].set_ylabel("percent")
+    _put_legend(canvas, legend)
+    return canvas
 
 
-def draw_radar(axis: Any, columns: Sequence[Column], entries: Sequence[Entry], top: float) -> None:
-    """Draw a spoke for each column and an outline for each entry, with its mean in the legend.
+def _draw_groups(figure: Figure, width: float) -> Any:
+    """Draw panels of groups of bars, one below the other."""
+    entries = list({name_of(entry): entry for panel in figure.panels for entry in panel.entries}.values())
+    styles = {name_of(entry): style for entry, style in zip(entries, styles_of(entries), strict=True)}
+    canvas, legend = _canvas(width, len(figure.panels) * _GROUPS_HEIGHT, _legend_of(entries), constrained=True)
+    axes = canvas.subplots(len(figure.panels), 1, squeeze=False)
+    for (axis,), panel in zip(axes, figure.panels, strict=True):
+        own = [styles[name_of(entry)] for entry in panel.entries]
+        draw_bars(axis, panel.columns, panel.entries, own, inches=(width - _BESIDE, _GROUPS_HEIGHT - _ABOVE - 0.1))
+        axis.set_title(panel.title, pad=3)
+        axis.set_ylabel("percent")
+    _put_legend(canvas, legend)
+    return canvas
 
-    Args:
-        axis: of matplotlib, with polar projection.
-        entries: each with a score for every column.
-        top: highest value of the scale, in percent.
-    """
-    from matplotlib.patheffects import withStroke
 
-    angles = [2 * math.pi * index / len(columns) for index in range(len(columns))]
-    axis.set_theta_offset(math.pi / 2)
-    axis.set_theta_direction(-1)
-    for entry, style in zip(entries, styles_of(entries), strict=True):
-        values = [entry.scores[column.key].value for column in columns]
-        axis.plot(
-            [*angles, angles[0]],
-            [*values, values[0]],
-            color=style.color,
-            linestyle=style.line,
-            marker=style.marker,
-            markersize=7,
-            markeredgecolor=_INK,
-            markeredgewidth=0.8,
-            linewidth=2.2,
-            clip_on=False,  # markers at the edge stay whole
-            path_effects=[withStroke(linewidth=3.4, foreground=_INK)],  # light colours are no line on white paper
-            label=fill(f"{entry.name} (average {sum(values) / len(values):.1f} %)", 60),
+def _draw_curves(figure: Figure, width: float) -> Any:
+    """Draw a panel for each score, with a line for each training run."""
+    from matplotlib.lines import Line2D
+
+    columns = min(len(figure.panels), 3 if width > 5 else 2)
+    rows = math.ceil(len(figure.panels) / columns)
+    runs = runs_of([entry for panel in figure.panels for entry in panel.entries])
+    styles = dict(zip(runs, styles_of([entries[0] for entries in runs.values()]), strict=True))
+    legend = []
+    for name, style in styles.items():
+        look = Line2D([], [], color=style.color, marker=style.marker, markersize=3.5)
+        look.set(linestyle=style.line, markeredgecolor=INK, markeredgewidth=0.5)
+        legend.append((look, name))
+    canvas, placed = _canvas(width, rows * _TASK_HEIGHT, legend, constrained=True)
+    axes = list(canvas.subplots(rows, columns, squeeze=False).flat)
+    for axis, panel in zip(axes, figure.panels, strict=False):
+        draw_curves(axis, panel.columns[0].key, runs_of(panel.entries), styles)
+        axis.set_title(_title(panel, width / columns), pad=3)
+    for axis in axes[len(figure.panels) :]:
+        axis.axis("off")
+    for axis in axes[::columns]:
+        axis.set_ylabel("percent")
+    for axis in axes[max(0, len(figure.panels) - columns) : len(figure.panels)]:
+        axis.set_xlabel("epoch")
+    _put_legend(canvas, placed)
+    return canvas
+
+
+def _draw_radars(figure: Figure, width: float) -> Any:
+    """Draw radars of one size, beside each other or in a column below each other, with what is drawn below them."""
+    from matplotlib.lines import Line2D
+
+    diameter, side, above = _RADAR
+    each = diameter + 2 * above + 0.15, min(width, diameter + 2 * side)  # height with the title, width
+    columns = min(len(figure.panels), 2 if width > 5 else 1)
+    rows = math.ceil(len(figure.panels) / columns)
+    legend = [(Line2D([], [], color=INK, linewidth=0.8, linestyle=(0, (3, 2))), f"chance ({CHANCE:g} %)")]
+    for panel in figure.panels:
+        for entry, style in zip(panel.entries, styles_of(panel.entries), strict=True):
+            values = [entry.scores[column.key].value for column in panel.columns]
+            look = Line2D([], [], color=style.color, marker=style.marker, markersize=4)
+            look.set(linestyle=style.line, markeredgecolor=INK, markeredgewidth=0.6)
+            legend.append((look, f"{name_of(entry)}: average {sum(values) / len(values):.1f} %"))
+    canvas, legend = _canvas(width, rows * each[0], legend, constrained=False)
+    full = canvas.get_figheight()
+    drawn = [(entry, column) for panel in figure.panels for entry in panel.entries for column in panel.columns]
+    highest = max(entry.scores[column.key].value for entry, column in drawn)
+    top = min(100.0, 20 * (max(highest, CHANCE) // 20 + 1))
+    for index, panel in enumerate(figure.panels):
+        left = width * (index % columns + 0.5) / columns - diameter / 2
+        bottom = full - (index // columns + 1) * each[0] + above
+        place = left / width, bottom / full, diameter / width, diameter / full
+        axis = canvas.add_axes(place, projection="polar")
+        draw_radar(axis, panel.columns, panel.entries, top)
+        canvas.text(
+            (left + diameter / 2) / width,
+            (bottom + diameter + above + 0.1) / full,
+            panel.title,
+            ha="center",
+            va="center",
+            fontweight="bold",
+            fontsize=7.5,
         )
-    axis.set_xticks(angles, [fill(column.title, 14, break_long_words=False) for column in columns])
-    for angle, label in zip(angles, axis.get_xticklabels(), strict=True):
-        side = round(math.sin(angle), 6)
-        label.set_horizontalalignment("left" if side > 0 else "right" if side < 0 else "center")
-    axis.set_ylim(0, top)
-    axis.set_rlabel_position(180 / len(columns))
-    axis.grid(alpha=0.4)
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
+    _put_legend(canvas, legend)
+    return canvas
+
+
+def _title(panel: Panel, width: float) -> str:
+    return fill(panel.title, int((width - _BESIDE) / 0.068))
+
+
+# legends
+
+
+def _legend_of(entries: Sequence[Entry]) -> list[tuple[Any, str]]:
+    from matplotlib.patches import Patch
+
+    legend = []
+    for entry, style in zip(entries, styles_of(entries), strict=True):
+        body = Patch(facecolor=style.color, hatch=style.hatch, edgecolor=style.hatch_color, linewidth=0)
+        legend.append(((body, Patch(fill=False, edgecolor=INK, linewidth=0.6)), name_of(entry)))
+    return legend
+
+
+def _canvas(width: float, height: float, legend: list[tuple[Any, str]], *, constrained: bool) -> tuple[Any, Any]:
+    """Return a figure as high as its panels and its legend, and the legend's arguments."""
+    from matplotlib.figure import Figure as Canvas
+
+    letters = int((width - 0.5) / _LETTER)
+    names = [fill(name, letters) for _, name in legend]
+    longest = max(len(line) for name in names for line in name.splitlines())
+    columns = max(1, min(len(names), int(width / (_LETTER * longest + 0.45))))
+    lines = sum(
+        max(name.count("\n") + 1 for name in names[first::rows])
+        for rows in [math.ceil(len(names) / columns)]
+        for first in range(rows)
+    )
+    size = width, height + lines * _LEGEND_LINE + 0.08
+    canvas = Canvas(figsize=size, layout="constrained" if constrained else None)
+    return canvas, {"handles": [handle for handle, _ in legend], "labels": names, "ncols": columns}
+
+
+def _put_legend(canvas: Any, legend: dict[str, Any]) -> None:
+    place = "outside lower center" if canvas.get_layout_engine() else "lower center"
+    canvas.legend(**legend, loc=place, frameon=False, borderaxespad=0.1, borderpad=0.1, labelspacing=0.3, fontsize=6.5)

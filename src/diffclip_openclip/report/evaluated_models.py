@@ -1,55 +1,38 @@
-"""Read what ``diffclip evaluate`` wrote, and group it into models.
+"""Group what ``diffclip evaluate`` wrote into models, and several training runs of one model into one.
 
 Result files are RESULTS/<model>/<task>/<name>.json, with metrics as fractions. A model is a checkpoint as it was
 evaluated, in one precision and with one seed.
 """
 
-import math
+import re
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from fnmatch import fnmatchcase
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
-from diffclip_openclip.data.catalog import (
-    DATA_SETS,
-    MMVP,
-    MMVP_PATTERNS,
-    POPE,
-    POPE_CATEGORIES,
-    RECALL_AT,
-    RETRIEVAL,
-    ZERO_SHOT,
-)
-from diffclip_openclip.evaluation.results import RESULT_TASKS, read, result_paths
-from diffclip_openclip.report.paper import TEMPLATE_MEASURES, Score, with_means
-
-
-@dataclass(frozen=True)
-class Result:
-    """Hold one result file."""
-
-    path: str  # from the folder of all results
-    task: str
-    content: Mapping[str, Any]  # of the file
-    scores: Mapping[str, Score]  # what the report shows of it, by key; empty where the paper has no such data set
+from diffclip_openclip.data.catalog import POPE
+from diffclip_openclip.evaluation.results import RESULT_TASKS, result_paths
+from diffclip_openclip.report.paper import Score, with_means
+from diffclip_openclip.report.result_scores import Result, plain_text, read_result
 
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """Hold all results of a checkpoint in one precision and with one seed."""
+    """Hold all results of a checkpoint in one precision and with one seed, or of several training runs of one model."""
 
     name: str  # the label, with the checkpoint's hash and the settings where the label alone is not unique
     architecture: str | None  # open_clip's name of it, if it has one
-    sha256: str | None  # of the checkpoint
+    sha256: str | None  # of the checkpoint; None for several
     precision: str | None  # None where no result has one
     seed: int | None  # likewise
     results: tuple[Result, ...]
-
-    @property
-    def scores(self) -> dict[str, Score]:
-        """Return the scores of all results, and the means whose members are all there."""
-        return with_means({key: score for result in self.results for key, score in result.scores.items()}, False)
+    scores: Mapping[
+        str, Score
+    ]  # of all results, and the means whose members are all there; of several runs, their means
+    runs: tuple[str, ...] = ()  # the names of the training runs, if it is several
+    checkpoint: tuple[str, int] | None = None  # the training run's folder, and the epoch, if it is one of a run
 
     def is_set_as(self, other: "EvaluatedModel") -> bool:
         """Tell whether precision and seed are the same, as far as both are known."""
@@ -78,65 +61,24 @@ def read_models(folder: Path) -> list[EvaluatedModel]:
 def _read_results(folder: Path) -> list[Result]:
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}; give the folder that `diffclip evaluate` wrote")
-    results = [_read_result(path, folder) for path in result_paths(folder)]
+    results = [read_result(path, folder) for path in result_paths(folder)]
     if not results:
         raise ValueError(
             f"{folder} holds no results; they are expected as MODEL/TASK/NAME.json, as `diffclip evaluate` writes "
             f"them, with TASK one of {', '.join(RESULT_TASKS)}"
         )
-    if not any(result.scores for result in results):
-        names = sorted({result.content["dataset"] for result in results})
-        raise ValueError(f"{folder} holds results of {', '.join(names)} only, none of which the paper has")
     return results
 
 
-def _read_result(path: Path, folder: Path) -> Result:
-    task, content = path.parent.name, read(path)
-    name = path.relative_to(folder).as_posix()
-    scores = {key: Score(100 * _fraction(path, content, steps), name) for key, steps in _scored(path, task, content)}
-    return Result(name, task, content, scores)
-
-
-def _scored(path: Path, task: str, content: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield the keys that the report knows of a result, each with the steps to its number in ``metrics``."""
-    name = content["dataset"]
-    if task == POPE:
-        if name in (f"pope_{category}" for category in POPE_CATEGORIES):
-            yield from ((f"{name}/{metric}", (metric,)) for metric in ("accuracy", "precision", "recall", "f1"))
-            yield f"{name}/yes_ratio", ("yes_ratio",)
-    elif not any(name == data_set.name and task in data_set.tasks for data_set in DATA_SETS):
-        return
-    elif task == ZERO_SHOT:
-        templates = content["templates"]
-        if templates not in TEMPLATE_MEASURES:
-            raise ValueError(f"{path}: templates is {templates!r}, not one of {', '.join(TEMPLATE_MEASURES)}")
-        yield f"{TEMPLATE_MEASURES[templates]}/{name}", ("acc1",)
-    elif task == RETRIEVAL:
-        for k, kind in product(RECALL_AT, ("image", "text")):
-            metric = f"{kind}_retrieval_recall@{k}"
-            if content["metrics"].get(metric, 0) is not None:  # null: fewer than k images or captions
-                yield f"{kind}_retrieval@{k}/{name}", (metric,)
-    elif task == MMVP:
-        patterns = content["metrics"].get("patterns")
-        if not isinstance(patterns, dict) or not patterns.keys() & set(MMVP_PATTERNS):
-            raise ValueError(f"{path}: metrics holds none of MMVP's patterns")
-        yield from ((f"mmvp/{name}", ("patterns", name)) for name in MMVP_PATTERNS if name in patterns)
-    else:
-        yield f"{task}/{name}", ("accuracy",)
-
-
-def _fraction(path: Path, content: Mapping[str, Any], steps: tuple[str, ...]) -> float:
-    value: Any = content["metrics"]
-    for step in steps:
-        if not isinstance(value, dict) or step not in value:
-            raise ValueError(f"{path}: metrics lacks {' / '.join(steps)}")
-        value = value[step]
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or not 0 <= value <= 1:
-        raise ValueError(f"{path}: {' / '.join(steps)} is {value!r}, which is no fraction between 0 and 1")
-    return value
-
-
 # models
+
+
+def plain_label(result: Result) -> str:
+    """Return a result's label as plain text, without a word that is there twice in turn.
+
+    Earlier versions called a model "CLIP-nano-baseline CLIP-nano-baseline" where its run has the model's name.
+    """
+    return " ".join(word for word, _ in groupby(plain_text(result.content["label"]).split(" ")))
 
 
 def _by_checkpoint(results: Iterable[Result]) -> dict[tuple[str, str | None], list[Result]]:
@@ -151,11 +93,12 @@ def _by_checkpoint(results: Iterable[Result]) -> dict[tuple[str, str | None], li
         if result.task == POPE:
             answers.append(result)
         else:
-            groups.setdefault((result.content["label"], result.content["checkpoint_sha256"]), []).append(result)
+            groups.setdefault((plain_label(result), result.content["checkpoint_sha256"]), []).append(result)
     checkpoints = list(groups)
     for result in answers:
-        own = [key for key in checkpoints if key[0] == result.content["label"]]
-        groups.setdefault(own[0] if len(own) == 1 else (result.content["label"], None), []).append(result)
+        label = plain_label(result)
+        own = [key for key in checkpoints if key[0] == label]
+        groups.setdefault(own[0] if len(own) == 1 else (label, None), []).append(result)
     return groups
 
 
@@ -170,9 +113,19 @@ def _models(label: str, sha256: str | None, results: Sequence[Result], ambiguous
         shown = [precision] if several_precisions else []
         shown += [f"seed {seed}"] if several_seeds and seed is not None else []
         architecture = next((result.content.get("architecture") for result in own if result.task != POPE), None)
-        yield EvaluatedModel(
-            f"{name} ({', '.join(map(str, shown))})" if shown else name, architecture, sha256, precision, seed, own
-        )
+        full_name = f"{name} ({', '.join(map(str, shown))})" if shown else name
+        scores = with_means({key: score for result in own for key, score in result.scores.items()}, False)
+        place = _place_in_run(own)
+        yield EvaluatedModel(full_name, architecture, sha256, precision, seed, own, scores, checkpoint=place)
+
+
+def _place_in_run(results: Sequence[Result]) -> tuple[str, int] | None:
+    """Return the folder of the run and the epoch that a checkpoint is of, by its path; None for other weights."""
+    for result in results:
+        path = Path(result.content.get("pretrained") or "")
+        if path.parent.name == "checkpoints" and (match := re.fullmatch(r"epoch_(\d+)", path.stem)):
+            return path.parent.parent.as_posix(), int(match[1])
+    return None
 
 
 def _settings(results: Sequence[Result]) -> list[tuple[str | None, int | None]]:
@@ -201,3 +154,59 @@ def _check_unique(results: Iterable[Result]) -> None:
             if key in seen:
                 raise ValueError(f"{seen[key]} and {result.path} are results of the same model and data; remove one")
             seen[key] = result.path
+
+
+# several training runs
+
+
+def group_runs(models: Sequence[EvaluatedModel], groups: Sequence[str]) -> list[EvaluatedModel]:
+    """Make several training runs of one model into one, whose scores are the runs' means.
+
+    Args:
+        groups: ``NAME=PATTERN`` each. PATTERN is a model's name, with ``*`` for anything. A NAME may come again.
+
+    Raises:
+        ValueError: a group has another form or a name that is taken, matches fewer than two models, or one of another
+            group.
+    """
+    found: dict[str, list[EvaluatedModel]] = {}
+    for text in groups:
+        name, sign, pattern = text.partition("=")
+        if not (name and sign and pattern):
+            raise ValueError(f"--group {text!r} is not of the form NAME=PATTERN, as in 'DiffCLIP=DiffCLIP-B-16 seed*'")
+        matching = [model for model in models if model.name == pattern or fnmatchcase(model.name, pattern)]
+        found.setdefault(name, []).extend(model for model in matching if model not in found[name])
+    taken: dict[str, str] = {}
+    for name, runs in found.items():
+        names = ", ".join(model.name for model in models)
+        if len(runs) < 2:
+            raise ValueError(f"--group {name!r} has {len(runs)} models, and takes at least two; there are {names}")
+        for model in runs:
+            if taken.setdefault(model.name, name) != name:
+                raise ValueError(f"{model.name!r} is in two groups, {taken[model.name]!r} and {name!r}")
+    single = [model for model in models if model.name not in taken]
+    if clash := found.keys() & {model.name for model in single}:
+        raise ValueError(f"--group {min(clash)!r} is the name of a model that is in no group; choose another")
+    return sorted((*single, *(_mean_of_runs(*item) for item in found.items())), key=lambda model: model.name)
+
+
+def _mean_of_runs(name: str, runs: Sequence[EvaluatedModel]) -> EvaluatedModel:
+    keys = [key for key in runs[0].scores if all(key in run.scores for run in runs)]
+    architectures, precisions = {run.architecture for run in runs}, {run.precision for run in runs}
+    return EvaluatedModel(
+        name,
+        architectures.pop() if len(architectures) == 1 else None,
+        None,
+        precisions.pop() if len(precisions) == 1 else None,
+        None,
+        tuple(result for run in runs for result in run.results),
+        {key: _mean_score([run.scores[key] for run in runs]) for key in keys},
+        tuple(run.name for run in runs),
+    )
+
+
+def _mean_score(scores: Sequence[Score]) -> Score:
+    values = tuple(score.value for score in scores)
+    source = f"mean of {len(values)} training runs: {', '.join(f'{value:.4g}' for value in values)}"
+    is_other_size = any(score.is_other_size for score in scores)
+    return Score(statistics.mean(values), source, runs=values, is_other_size=is_other_size)

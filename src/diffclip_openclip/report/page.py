@@ -16,6 +16,7 @@ from diffclip_openclip import __version__
 from diffclip_openclip.report.comparison import Entry
 from diffclip_openclip.report.evaluated_models import EvaluatedModel, Result
 from diffclip_openclip.report.figures import Figure
+from diffclip_openclip.report.paper import paper_version
 from diffclip_openclip.report.table_formats import html
 from diffclip_openclip.report.tables import MISSING, Table
 
@@ -24,15 +25,20 @@ _ORDER = (
     "figure1",
     "figure5",
     "tasks",
+    "epochs",
     "table1",
     "table2",
     "recall",
     "figure3",
     "zero_shot",
+    "zero_shot_probed",
     "figure4",
     "mmvp",
     "table3",
     "pope",
+    "other_data",
+    "other",
+    "data_sizes",
 )
 # title of a column of the list of result files -> field of a result file
 _PROVENANCE = {
@@ -67,16 +73,16 @@ def make_page(
         folder: holds the figures' SVG files.
     """
     titles = {figure.name: figure.title for figure in figures}
-    titles |= {table.layout.name: table.layout.title for table in tables}
+    titles |= {table.name: table.title for table in tables}
     parts = {figure.name: _figure_html(figure, folder) for figure in figures}
-    parts |= {table.layout.name: html(table) for table in tables}
+    parts |= {table.name: html(table) for table in tables}
     names = [name for name in _ORDER if name in parts]
     contents = [f'<li><a href="#{name}">{escape(titles[name])}</a></li>' for name in names]
     contents.append('<li><a href="#provenance">Where the numbers come from</a></li>')
     template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     return Template(template).substitute(
         title="DiffCLIP: results beside the paper's" if ours else "DiffCLIP: the paper's results",
-        intro=_intro(ours, remarks),
+        intro=_intro(models, ours, remarks),
         contents="\n".join(contents),
         sections="\n".join(parts[name] for name in names) + _provenance(models, paper),
         footer=f"Made by diffclip_openclip {escape(__version__)}.",
@@ -85,18 +91,21 @@ def make_page(
 
 def _figure_html(figure: Figure, folder: Path) -> str:
     data = base64.b64encode((folder / f"{figure.name}.svg").read_bytes()).decode("ascii")
-    text = escape(" ".join((figure.title + ".", *figure.notes)))
+    notes = escape(" ".join(figure.notes))
     return (
-        f'<figure id="{figure.name}"><div class="wide" tabindex="0" role="region" aria-label="{escape(figure.title)}">'
-        f'<img alt="{text} Its numbers stand in the tables." src="data:image/svg+xml;base64,{data}"></div></figure>\n'
+        f'<figure id="{figure.name}"><h2>{escape(figure.title)}</h2>\n'
+        f'<div class="wide" tabindex="0" role="region" aria-label="{escape(figure.title)}">'
+        f'<img alt="{escape(figure.caption)} Its numbers stand in the tables." '
+        f'src="data:image/svg+xml;base64,{data}"></div>\n<figcaption>{notes}</figcaption></figure>\n'
     )
 
 
-def _intro(ours: Sequence[Entry], remarks: Sequence[str]) -> str:
+def _intro(models: Sequence[EvaluatedModel], ours: Sequence[Entry], remarks: Sequence[str]) -> str:
     lines = [
         "<p>DiffCLIP (arXiv 2503.06626) puts differential attention into CLIP. The rows named "
         "<em>paper</em> are what the paper reports; where each number stands there is shown when the pointer rests on "
-        "it, and at the end.</p>"
+        "it, and at the end. "
+        f"{escape(paper_version())}</p>"
     ]
     if not ours:
         return lines[0]
@@ -104,13 +113,15 @@ def _intro(ours: Sequence[Entry], remarks: Sequence[str]) -> str:
         "<p>Rows named <em>ours</em> come from the result files listed at the end, with hashes of weights and data; "
         "that the data are the paper's is not checked.</p>"
     )
-    models = []
+    runs = {model.name: model.runs for model in models}
+    items = []
     for entry in ours:
-        against = [f"differences to {entry.baseline.name}"] if entry.baseline else []
+        against = [f"mean of {len(runs[entry.name])} training runs"] if runs[entry.name] else []
+        against += [f"differences to {entry.baseline.name}"] if entry.baseline else []
         against += [f"held against the paper's {entry.paper.title}"] if entry.paper else []
-        models.append("; ".join([entry.name, *against]))
-    items = "\n".join(f"<li>{escape(text)}</li>" for text in (*models, *remarks))
-    return "\n".join([*lines, f"<ul>\n{items}\n</ul>"])
+        items.append("; ".join([entry.name, *against]))
+    listed = "\n".join(f"<li>{escape(text)}</li>" for text in (*items, *remarks))
+    return "\n".join([*lines, f"<ul>\n{listed}\n</ul>"])
 
 
 # where the numbers come from
@@ -139,7 +150,7 @@ def _result_files(model: EvaluatedModel) -> str:
 
 
 def _result_file(result: Result) -> str:
-    reported = "" if result.scores else " (in no table: not among the paper's data sets)"
+    reported = "" if result.scores else " (in no table)"
     cells = [result.path + reported, *(_text(result.content.get(field)) for field in _PROVENANCE.values())]
     return "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
 

@@ -1,18 +1,21 @@
 """Define the keys of all scores and the paper's means, and read the paper's own numbers (arXiv 2503.06626).
 
 A key is ``<measure>/<data set>``: ``linear_probe/dtd``, ``few_shot/dtd``, ``image_retrieval@5/flickr30k``,
-``zero_shot_7/imagenet1k`` (the paper's 7 templates), ``zero_shot_80/imagenet1k`` (OpenAI's 80), ``mmvp/<pattern>``,
+``zero_shot_7/imagenet1k`` (7 templates), ``zero_shot_80/imagenet1k`` (OpenAI's 80), ``mmvp/<pattern>``,
 ``pope_random/accuracy``. The key of a mean ends in ``/mean``, as in ``linear_probe/mean``.
 
-``paper.json`` holds the transcription. Tables 1 to 3 are the paper's text. Figures 3 and 4 were read off their vector
-graphics. Of DiffCLIP* and DiffCLIP† (Figure 5) the text gives only differences to CLIP: their values here are CLIP's
-plus those, and count as derived. ``notes`` there say what in the paper's numbers does not add up;
-``tests/report/test_paper_arithmetic.py`` computes them.
+``paper.json`` holds the transcription, and says which version of the paper it is of. Tables 1 to 3 are the paper's
+text. Figures 3 and 4 were read off their vector graphics. Of DiffCLIP* and DiffCLIP† the paper gives only differences
+to CLIP, in its text and above Figure 5's bars: their values here are CLIP's plus those, and count as derived. ``notes``
+there say what in the paper's numbers does not add up; ``tests/report/test_paper_arithmetic.py`` computes them.
+
+The paper names no templates for zero-shot classification. That it used the 7 is inferred from its authors' training
+code, so its numbers have the keys of the 7, and :func:`paper_key` compares those of the 80 with them too.
 """
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
@@ -24,10 +27,14 @@ from diffclip_openclip.data.catalog import (
     RECALL_AT,
     RETRIEVAL,
     ZERO_SHOT,
+    known_data_set,
 )
+from diffclip_openclip.report.uncertainty import Interval, Outcomes, mean_interval, share_interval
 
 # a result file's name of a set of templates -> the measure
 TEMPLATE_MEASURES = {"paper-7": "zero_shot_7", "openai-80": "zero_shot_80"}
+MMVP_PAIRS = 15  # of each pattern of MMVP-VLM
+POPE_QUESTIONS = 3000  # of a category of POPE, half of them to be answered by yes
 # a variant's name in this package, for keyboards without a dagger -> its name in the paper
 _VARIANTS = {"DiffCLIP-dynamic": "DiffCLIP*", "DiffCLIP-vision": "DiffCLIP†"}
 
@@ -40,15 +47,24 @@ class Score:
     source: str  # a place in the paper, a result file, or how the number was computed
     derived: bool = False  # the source does not give the number, but it follows from what the source gives
     difference: float | None = None  # to CLIP, where the source prints one
+    interval: Interval | None = None  # of 95 %, where it is known
+    outcomes: tuple[
+        Outcomes, ...
+    ] = ()  # what it is computed from: of one data set, or of all that a mean is taken over
+    runs: tuple[float, ...] = ()  # the scores of several training runs, whose mean the value is
+    is_other_size: bool = False  # the data are not of the published size
 
 
 def members(measure: str, task: str) -> tuple[str, ...]:
-    """Return the keys of ``measure`` for the data sets of a task, in the paper's order."""
-    return tuple(f"{measure}/{data_set.name}" for data_set in DATA_SETS if task in data_set.tasks)
+    """Return the keys of ``measure`` for the data sets on which the paper shows a task, in its order."""
+    # those of the linear probe can be classified zero-shot too, which the paper does not show
+    shown = (one for one in DATA_SETS if task in one.tasks and not (task == ZERO_SHOT and LINEAR_PROBE in one.tasks))
+    return tuple(f"{measure}/{data_set.name}" for data_set in shown)
 
 
 def _means() -> dict[str, tuple[str, ...]]:
     means = {f"{measure}/mean": members(measure, LINEAR_PROBE) for measure in ("linear_probe", "few_shot")}
+    means["zero_shot_own/mean"] = members("zero_shot_own", LINEAR_PROBE)
     for k in RECALL_AT:
         for measure in (f"image_retrieval@{k}", f"text_retrieval@{k}"):
             means[f"{measure}/mean"] = members(measure, RETRIEVAL)
@@ -64,13 +80,26 @@ MEANS = _means()  # key of a mean -> keys that it is taken over
 
 
 def with_means(scores: Mapping[str, Score], derived: bool) -> dict[str, Score]:
-    """Add the means that ``scores`` lacks and whose members it has all of."""
+    """Add the means whose members ``scores`` has all of, and to a mean that it has, the interval."""
     complete = dict(scores)
     for key, keys in MEANS.items():
-        if key not in scores and all(member in scores for member in keys):
-            mean = sum(scores[member].value for member in keys) / len(keys)
-            complete[key] = Score(mean, f"mean of {len(keys)} values", derived)
+        if all(member in scores for member in keys):
+            own = [scores[member] for member in keys]
+            mean = sum(score.value for score in own) / len(own)
+            score = scores.get(key, Score(mean, f"mean of {len(keys)} values", derived))
+            complete[key] = _with_uncertainty(score, own)
     return complete
+
+
+def _with_uncertainty(mean: Score, own: Sequence[Score]) -> Score:
+    """Give a mean its interval and what else follows from its members."""
+    outcomes = tuple(one for score in own for one in score.outcomes) if all(score.outcomes for score in own) else ()
+    intervals = [score.interval for score in own if score.interval]
+    interval = mean.interval
+    if len(intervals) == len(own):
+        interval = mean_interval(mean.value, intervals)
+    is_other_size = any(score.is_other_size for score in own)
+    return replace(mean, interval=interval, outcomes=outcomes, is_other_size=is_other_size)
 
 
 @dataclass(frozen=True)
@@ -99,6 +128,18 @@ def load_paper() -> dict[str, PaperRow]:
         pretraining, _, model = name.partition("/")
         rows[name] = PaperRow(pretraining, model, with_means(own, derived=True))
     return rows
+
+
+def paper_version() -> str:
+    """Return which version of the paper the numbers are from, in sentences."""
+    version: str = _transcription()["version"]
+    return version
+
+
+def paper_key(key: str) -> str:
+    """Return the key of the paper's number that a score is compared with: the paper has zero-shot numbers once."""
+    measure, _, rest = key.partition("/")
+    return f"zero_shot_7/{rest}" if measure == "zero_shot_80" else key
 
 
 def paper_notes(keys: Iterable[str]) -> list[str]:
@@ -131,8 +172,21 @@ def _part_scores(part: Mapping[str, Any], name: str, clip: Mapping[str, Score]) 
     if "values" in part:
         scale = 100 / part["out_of"] if "out_of" in part else 1
         numbers = zip(keys, part["values"][name], differences, strict=True)
-        return {key: Score(scale * value, source, False, difference) for key, value, difference in numbers}
-    return {
-        key: Score(clip[key].value + difference, source, True, difference)
-        for key, difference in zip(keys, differences, strict=True)
-    }
+        scores = {key: Score(scale * value, source, False, difference) for key, value, difference in numbers}
+    else:
+        pairs = zip(keys, differences, strict=True)
+        scores = {key: Score(clip[key].value + number, source, True, number) for key, number in pairs}
+    return {key: replace(score, interval=_test_set_interval(key, score.value)) for key, score in scores.items()}
+
+
+def _test_set_interval(key: str, value: float) -> Interval | None:
+    """Return the interval that the size of the test set alone gives; None where the score is no share of samples."""
+    measure, _, name = key.partition("/")
+    units = None
+    if name in MMVP_PATTERNS:
+        units = MMVP_PAIRS
+    elif measure.startswith("pope_"):
+        units = {"accuracy": POPE_QUESTIONS, "recall": POPE_QUESTIONS // 2}.get(name)
+    elif measure != "few_shot" and (data_set := known_data_set(name)):
+        units = data_set.splits["test"]  # of retrieval the images: captions of one image fail together
+    return share_interval(round(value / 100 * units), units) if units else None

@@ -6,20 +6,18 @@ import re
 from html import escape
 from itertools import groupby
 
-from diffclip_openclip.report.comparison import Entry
-from diffclip_openclip.report.table_layouts import TableLayout
-from diffclip_openclip.report.tables import Table, TextLine
+from diffclip_openclip.report.tables import Cell, Line, Table
 
 
 def markdown(table: Table) -> str:
     """Return title, caption, table and notes."""
-    columns = table.layout.blocks[0].columns
-    head = ["Source", "Model", *(column.full_title for column in columns)]
-    lines = [f"# {table.layout.title}", "", table.layout.caption, "", _markdown_row(head)]
-    lines.append("| --- | --- |" + " ---: |" * len(columns))
+    head = [*table.stubs, *(f"{group}: {title}" if group else title for group, title in table.heads)]
+    lines = [f"# {table.title}", "", table.caption, "", _markdown_row([_plain(text) for text in head])]
+    lines.append("|" + " --- |" * len(table.stubs) + " ---: |" * len(table.heads))
     for line in table.lines:
-        source = f"**{_plain(line.source)}**" if line.kind == "block" else _plain(line.source)
-        lines.append(_markdown_row([source, _plain(line.model), *line.cells]))
+        first, *others = map(_plain, line.stubs)
+        cells = [_plain(cell.text) for cell in line.cells] or [""] * len(table.heads)
+        lines.append(_markdown_row([f"**{first}**" if line.kind == "block" else first, *others, *cells]))
     notes = [f"- {_plain(note)}" for note in table.notes]
     return "\n".join([*lines, *(["", *notes] if notes else [])]) + "\n"
 
@@ -33,70 +31,59 @@ def _plain(text: str) -> str:
 
 
 def csv_text(table: Table) -> str:
-    """Return a line for each entry of each block: percent, and differences to the baseline and to the paper's row.
-
-    Numbers have four digits behind the decimal point, more than other formats show.
-    """
-    columns = table.layout.blocks[0].columns
-    head = ["block", "source", "pretraining", "model", "baseline", "paper_row"]
-    for column in columns:
-        head += [column.full_title, f"{column.full_title} - baseline", f"{column.full_title} - paper"]
+    """Return the records of a table; text that a spreadsheet would take for a formula begins with an apostrophe."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(head)
-    for row in table.rows:
-        entry = row.entry
-        numbers: list[str] = []
-        for column in row.block.columns:
-            score = entry.scores.get(column.key)
-            values = (score.value if score else None, entry.difference(column.key), entry.minus_paper(column.key))
-            numbers += ["" if value is None else str(round(value, 4)) for value in values]
-        writer.writerow([row.block.title, *_csv_names(entry), *numbers])
+    writer.writerows([_no_formula(field) for field in record] for record in table.records)
     return out.getvalue()
 
 
-def _csv_names(entry: Entry) -> list[str]:
-    source = "ours" if entry.is_ours else "paper"
-    baseline = entry.baseline.title if entry.baseline else ""
-    return [source, entry.pretraining or "", entry.name, baseline, entry.paper.title if entry.paper else ""]
+def _no_formula(field: str) -> str:
+    is_number = re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", field)
+    return f"'{field}" if field[:1] in ("=", "+", "-", "@", "\t", "\r") and not is_number else field
 
 
 def html(table: Table) -> str:
     """Return a ``section`` with heading, caption, table and notes; each cell's ``title`` names its source."""
-    layout = table.layout
-    body = "\n".join(_html_line(line) for line in table.lines)
+    body = "\n".join(_html_line(line, len(table.stubs) + len(table.heads)) for line in table.lines)
     notes = "".join(f"<li>{escape(note)}</li>\n" for note in table.notes)
     return (
-        f'<section id="{layout.name}">\n<h2>{escape(layout.title)}</h2>\n<p>{escape(layout.caption)}</p>\n'
-        f'<div class="wide" tabindex="0" role="region" aria-label="{escape(layout.title)}">'
-        f"<table>\n{_html_head(layout)}\n<tbody>\n{body}\n</tbody></table></div>\n"
+        f'<section id="{table.name}">\n<h2>{escape(table.title)}</h2>\n<p>{escape(table.caption)}</p>\n'
+        f'<div class="wide" tabindex="0" role="region" aria-label="{escape(table.title)}">'
+        f"<table>\n{_html_head(table)}\n<tbody>\n{body}\n</tbody></table></div>\n"
         + (f'<ul class="notes">\n{notes}</ul>\n' if notes else "")
         + "</section>\n"
     )
 
 
-def _html_head(layout: TableLayout) -> str:
-    columns = layout.blocks[0].columns
-    titles = "".join(f'<th scope="col">{escape(column.title)}</th>' for column in columns)
-    if not any(column.group for column in columns):
-        return f'<thead><tr><th scope="col">Source</th><th scope="col">Model</th>{titles}</tr></thead>'
+def _html_head(table: Table) -> str:
+    has_groups = any(group for group, _ in table.heads)
+    span = ' rowspan="2"' if has_groups else ""
+    stubs = "".join(f'<th scope="col" class="stub"{span}>{escape(title)}</th>' for title in table.stubs)
+    titles = "".join(f'<th scope="col">{escape(title)}</th>' for _, title in table.heads)
+    if not has_groups:
+        return f"<thead><tr>{stubs}{titles}</tr></thead>"
     groups = "".join(
-        f'<th scope="colgroup" class="group" colspan="{len(list(group))}">{escape(title)}</th>'
-        for title, group in groupby(columns, key=lambda column: column.group)
+        f'<th scope="colgroup" class="group" colspan="{len(list(heads))}">{escape(group)}</th>'
+        for group, heads in groupby(table.heads, key=lambda head: head[0])
     )
-    return (
-        '<thead><tr><th scope="col" rowspan="2">Source</th><th scope="col" rowspan="2">Model</th>'
-        f"{groups}</tr>\n<tr>{titles}</tr></thead>"
-    )
+    return f"<thead><tr>{stubs}{groups}</tr>\n<tr>{titles}</tr></thead>"
 
 
-def _html_line(line: TextLine) -> str:
+def _html_line(line: Line, width: int) -> str:
     if line.kind == "block":
-        return f'<tr class="block"><th scope="rowgroup" colspan="{len(line.cells) + 2}">{escape(line.source)}</th></tr>'
-    cells = "".join(
-        f'<td title="{escape(source)}">{escape(text)}</td>' if source else f"<td>{escape(text)}</td>"
-        for text, source in zip(line.cells, line.cell_sources, strict=True)
-    )
-    return (
-        f'<tr class="{line.kind}"><td>{escape(line.source)}</td><th scope="row">{escape(line.model)}</th>{cells}</tr>'
-    )
+        return f'<tr class="block"><th scope="rowgroup" colspan="{width}">{escape(line.stubs[0])}</th></tr>'
+    *before, name = line.stubs
+    stubs = "".join(f'<td class="stub">{escape(text)}</td>' for text in before)
+    cells = "".join(map(_html_cell, line.cells))
+    return f'<tr class="{line.kind}">{stubs}<th scope="row" class="stub">{escape(name)}</th>{cells}</tr>'
+
+
+def _html_cell(cell: Cell) -> str:
+    title = f' title="{escape(cell.source)}"' if cell.source else ""
+    value = f"<b>{escape(cell.value)}</b>" if cell.is_best else escape(cell.value)
+    error = f" <small>±{escape(cell.error)}</small>" if cell.error else ""
+    mark = ' <abbr title="not of the published size">§</abbr>' if cell.is_other_size else ""
+    noise = ' <abbr title="within noise">ns</abbr>' if cell.within_noise else ""
+    difference = f"<br><small>({escape(cell.difference)}{noise})</small>" if cell.difference else ""
+    return f"<td{title}>{value}{error}{mark}{difference}</td>"

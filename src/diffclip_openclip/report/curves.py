@@ -1,0 +1,77 @@
+"""Follow scores over the epochs of training runs of which several checkpoints were evaluated."""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from diffclip_openclip.report.bars import whisker
+from diffclip_openclip.report.comparison import Entry, family_of
+from diffclip_openclip.report.evaluated_models import EvaluatedModel
+from diffclip_openclip.report.styles import INK, Style
+
+
+def checkpoints_of(models: Sequence[EvaluatedModel]) -> list[Entry]:
+    """Return the checkpoints of all runs of which several were evaluated, by run and epoch."""
+    several = [model for run in _runs(models).values() if len(run) > 1 for model in run]
+    return [
+        Entry(model.name, family_of(model), model.scores, is_ours=True, epoch=model.checkpoint[1])
+        for model in several
+        if model.checkpoint
+    ]
+
+
+def last_checkpoints(models: Sequence[EvaluatedModel], named: Collection[str]) -> list[EvaluatedModel]:
+    """Leave out the checkpoints that a later one of the same run follows, but for those whose names are given."""
+    earlier = {model.name for run in _runs(models).values() for model in run[:-1]}
+    return [model for model in models if model.name not in earlier or model.name in named]
+
+
+def _runs(models: Sequence[EvaluatedModel]) -> dict[object, list[EvaluatedModel]]:
+    """Return the models that are checkpoints of runs, evaluated in the same setting, in the order of the epochs."""
+    runs: dict[object, list[EvaluatedModel]] = {}
+    for model in sorted(models, key=lambda model: model.checkpoint[1] if model.checkpoint else 0):
+        if model.checkpoint:
+            runs.setdefault((model.checkpoint[0], model.precision, model.seed), []).append(model)
+    return runs
+
+
+def runs_of(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+    """Return the entries of each run by its name, which is theirs without the epoch."""
+    runs: dict[str, list[Entry]] = {}
+    for entry in entries:
+        runs.setdefault(re.sub(r" epoch_\d+( @ \w+)?", "", entry.name), []).append(entry)
+    return {name: list({entry.epoch: entry for entry in found}.values()) for name, found in runs.items()}
+
+
+def draw_curves(axis: Any, key: str, runs: Mapping[str, Sequence[Entry]], styles: Mapping[str, Style]) -> None:
+    """Draw a line for each run, with whiskers at its checkpoints.
+
+    Args:
+        axis: of matplotlib.
+        runs, styles: by the run's name.
+    """
+    from matplotlib.patheffects import withStroke
+    from matplotlib.ticker import FixedLocator, MaxNLocator
+
+    for name, entries in runs.items():
+        style = styles[name]
+        epochs, scores = [entry.epoch for entry in entries], [entry.scores[key] for entry in entries]
+        values = [score.value for score in scores]
+        whiskers = list(zip(*map(whisker, scores), strict=True))
+        axis.errorbar(epochs, values, whiskers, fmt="none", ecolor=INK, elinewidth=0.6, capsize=1.2)
+        axis.plot(
+            epochs,
+            values,
+            color=style.color,
+            linestyle=style.line,
+            linewidth=1.2,
+            marker=style.marker,
+            markersize=3.5,
+            markeredgecolor=INK,
+            markeredgewidth=0.5,
+            path_effects=[withStroke(linewidth=1.8, foreground=INK)],
+        )
+    known = sorted({entry.epoch or 0 for entries in runs.values() for entry in entries})
+    axis.xaxis.set_major_locator(FixedLocator(known) if len(known) <= 6 else MaxNLocator(integer=True, nbins=6))
+    axis.grid(alpha=0.3, linewidth=0.5)
+    axis.spines[["top", "right"]].set_visible(False)

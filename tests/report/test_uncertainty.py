@@ -1,0 +1,112 @@
+"""Intervals and tests are the textbooks', and what has no textbook formula is compared with a plain bootstrap."""
+
+import math
+
+import numpy as np
+import pytest
+from support.report_results import outcomes
+
+from diffclip_openclip.report.uncertainty import (
+    Interval,
+    mean_interval,
+    outcomes_interval,
+    paired_difference,
+    runs_difference,
+    share_interval,
+    unrelated_difference,
+)
+
+
+def test_wilsons_interval():
+    p, n, z = 29 / 105, 105, 1.959963985
+    middle, half = (
+        (p + z**2 / (2 * n)) / (1 + z**2 / n),
+        z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)),
+    )
+    found = share_interval(29, 105)
+    assert (found.low, found.high) == pytest.approx((100 * (middle - half), 100 * (middle + half)))
+    assert share_interval(15, 15).high == 100
+    assert outcomes_interval(outcomes([1] * 29 + [0] * 76)) == found
+
+
+def test_mcnemars_test():
+    """Expect the binomial tail of 2 worse among 12 changed: 2 (1 + 12 + 66) / 2^12."""
+    own, base = [1] * 10 + [0] * 2 + [1] * 30, [0] * 10 + [1] * 2 + [1] * 30
+    found = paired_difference((outcomes(own),), (outcomes(base),))
+    assert found.p == pytest.approx(2 * (1 + 12 + 66) / 2**12)
+    assert not found.within_noise
+    same = paired_difference((outcomes(own),), (outcomes(own),))
+    assert (same.p, same.half) == (1.0, 0.0)
+
+
+def score(hits, trials, classes):
+    if classes is None:
+        return hits.sum() / trials.sum()
+    return np.mean([hits[classes == label].mean() for label in np.unique(classes)])
+
+
+@pytest.mark.parametrize("kind", ["captions of an image", "classes", "episodes"])
+def test_the_bootstrap_is_that_of_drawn_samples(kind):
+    """Draw indices one by one, for one score and for the difference of two."""
+    generator = np.random.default_rng(3)
+    classes = generator.integers(0, 4, 200) if kind == "classes" else None
+    trials = generator.integers(1, 6, 200) if kind == "captions of an image" else np.ones(200)
+    skill = generator.random(200)
+    if kind == "episodes":
+        own, base = (np.round(30 * (0.8 * skill + shift * generator.random(200))) / 30 for shift in (0.2, 0.15))
+    else:
+        own, base = (generator.binomial(trials.astype(int), np.clip(skill + shift, 0, 1)) for shift in (0.05, 0.0))
+    drawn = []
+    for _ in range(2000):
+        chosen = generator.integers(0, 200, 200)
+        if classes is not None:
+            groups = [np.flatnonzero(classes == label) for label in range(4)]
+            chosen = np.concatenate([generator.choice(group, len(group)) for group in groups])
+        labels = None if classes is None else classes[chosen]
+        drawn.append([score(hits[chosen], trials[chosen], labels) for hits in (own, base)])
+    drawn = 100 * np.array(drawn)
+    pair = [outcomes(hits, trials, classes) for hits in (own, base)]
+    low, high = np.percentile(drawn[:, 0], (2.5, 97.5))
+    assert (outcomes_interval(pair[0]).low, outcomes_interval(pair[0]).high) == pytest.approx((low, high), abs=0.8)
+    low, high = np.percentile(drawn[:, 0] - drawn[:, 1], (2.5, 97.5))
+    assert paired_difference((pair[0],), (pair[1],)).half == pytest.approx((high - low) / 2, rel=0.1)
+
+
+def test_a_mean_of_data_sets_is_surer_than_each():
+    generator = np.random.default_rng(5)
+    base = [generator.random(300) < 0.5 for _ in range(9)]
+    own = [hits | (generator.random(300) < 0.02) for hits in base]
+    pairs = [
+        tuple(outcomes(hits, samples=f"data set {at}") for hits in pair)
+        for at, pair in enumerate(zip(own, base, strict=True))
+    ]
+    single = [paired_difference((one,), (other,)) for one, other in pairs]
+    mean = paired_difference(*map(tuple, zip(*pairs, strict=True)))
+    assert mean.half == pytest.approx(math.hypot(*(one.half for one in single)) / 9, rel=0.1)
+    assert mean.p < 0.01
+    assert mean_interval(50, [Interval(40, 60)] * 4) == Interval(45, 55)
+
+
+def test_other_samples_are_no_pairs():
+    own, base = outcomes([1, 0, 1]), outcomes([1, 0, 1], samples="others")
+    assert paired_difference((own,), (base,)) is None
+    assert paired_difference((own,), (outcomes([1, 0]),)) is None
+    assert paired_difference((own,), ()) is None
+    assert paired_difference((), ()) is None
+
+
+def test_scores_of_which_the_intervals_are_known():
+    found = unrelated_difference(1.96, Interval(49, 51), Interval(50, 50))
+    assert found.half == 1
+    assert found.p == pytest.approx(math.erfc(1.96 * 1.959963985 / math.sqrt(2)))
+    assert unrelated_difference(0.0, Interval(5, 5), Interval(5, 5)).within_noise
+
+
+def test_training_runs():
+    """Compare with Welch's formula worked by hand: t = 2 / sqrt(2/3), 4 degrees of freedom."""
+    found = runs_difference((3, 4, 5), (1, 2, 3))
+    assert found.p == pytest.approx(0.0705, abs=5e-5)
+    assert found.half == pytest.approx(2.776445 * math.sqrt(2 / 3), rel=1e-5)
+    assert runs_difference((3, 4), (1,)) is None
+    assert runs_difference((2, 2), (2, 2)).within_noise
+    assert not runs_difference((3, 3), (2, 2)).within_noise

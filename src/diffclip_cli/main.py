@@ -16,6 +16,8 @@ from diffclip_cli.arguments import Run
 
 _LONGEST_MESSAGE = 600  # characters, so that a list of a hundred missing keys stays one line that can be read
 _BAD_INPUT = (ValueError, OSError, ImportError)
+# what is refused where it is read comes first; these are left for inputs that are larger than anybody thought of
+_TOO_LARGE = (MemoryError, RecursionError, OverflowError)
 
 
 class _Version(argparse.Action):
@@ -55,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status.
 
     The status is 0, also where nobody reads what was done, 2 for bad input, which is said in one line, and 130 for
-    Ctrl-C. SIGTERM ends the process with 143.
+    Ctrl-C. SIGTERM ends the process with 143, a closed terminal (SIGHUP) with 129.
     """
     try:
         arguments = build_parser().parse_args(argv)
@@ -69,16 +71,21 @@ def _run(arguments: argparse.Namespace) -> int:
     logging.getLogger().setLevel(logging.ERROR)  # the hosts' warnings are about models on their way to be loaded
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text that can be printed
         sys.stdout.reconfigure(errors="backslashreplace")
-    # as for Ctrl-C: what is half written is cleaned up on the way out
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    for signum in _ends():
+        signal.signal(signum, _end)
     try:
         lines = arguments.run(arguments)
         with contextlib.suppress(BrokenPipeError):  # the work is done, whether or not anybody reads about it
-            print("\n".join(lines), flush=True)
+            print("\n".join(map(_printable, lines)), flush=True)
     except _BAD_INPUT as error:
         if arguments.debug:
             raise
         print(f"{arguments.prog}: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except _TOO_LARGE as error:
+        if arguments.debug:
+            raise
+        print(f"{arguments.prog}: error: the input is too large: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{arguments.prog}: interrupted", file=sys.stderr)
@@ -86,8 +93,27 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _ends() -> list[signal.Signals]:
+    """Return the signals that end a command: a terminal that is closed sends SIGHUP, which nohup has it ignore."""
+    names = ("SIGTERM", "SIGHUP")  # the second one is not on every system
+    found = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    return [number for number in found if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+def _end(number: int, _: object) -> NoReturn:
+    """End as for Ctrl-C, so that what is half written is cleaned up on the way out; once, whoever asks again."""
+    for other in _ends():
+        signal.signal(other, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
+def _printable(line: str) -> str:
+    """Return a line without commands for a terminal, which the keys of a checkpoint may hold."""
+    return "".join(each if each.isprintable() or each in "\n\t" else repr(each)[1:-1] for each in line)
+
+
 def _one_line(error: BaseException) -> str:
-    message = " ".join(str(error).split()) or type(error).__name__
+    message = _printable(" ".join(str(error).split()) or type(error).__name__)
     if len(message) > _LONGEST_MESSAGE:
         message = f"{message[:_LONGEST_MESSAGE]} ... (--debug shows all)"
     return message

@@ -45,13 +45,48 @@ def _ended(work: str, folder: Path, *words: str, stdout: int = subprocess.PIPE) 
         ("raise ValueError('x' * 601)", 2, f"diffclip report: error: {'x' * 600} ... (--debug shows all)\n"),
         ("raise BrokenPipeError(32, 'upload broke off')", 2, "diffclip report: error: [Errno 32] upload broke off\n"),
         ("raise KeyboardInterrupt", 130, "diffclip report: interrupted\n"),
+        ("raise MemoryError", 2, "diffclip report: error: the input is too large: MemoryError\n"),
+        ("raise ValueError('a key \\x1b[2J \\x07')", 2, "diffclip report: error: a key \\x1b[2J \\x07\n"),
         ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)", 128 + signal.SIGTERM, ""),
+        ("os.kill(os.getpid(), signal.SIGHUP); time.sleep(60)", 128 + signal.SIGHUP, ""),
     ],
 )
 def test_status_and_message(work, status, message, tmp_path):
     ended = _ended(work, tmp_path)
     assert (ended.returncode, ended.stderr) == (status, message)
     assert ended.stdout == ("done\n" if status == 0 else "")
+
+
+def test_what_is_half_written_goes_whatever_ends_it_and_how_often(tmp_path):
+    """A closed terminal sends SIGHUP, and systemd SIGTERM soon afterwards, while files are being removed."""
+    work = """
+    from pathlib import Path
+    from diffclip_openclip.files import staged
+    try:
+        with staged(Path("OUT")) as new:
+            new.write_text("half")
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(60)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        Path("ended").touch()
+    """
+    assert _ended(work, tmp_path).returncode == 128 + signal.SIGHUP
+    assert [path.name for path in tmp_path.iterdir()] == ["ended"]
+
+
+def test_nohup_is_heeded(tmp_path):
+    work = "os.kill(os.getpid(), signal.SIGHUP); return ['done']"
+    command = ["nohup", sys.executable, "-c", _WITH_WORK.format(work=work), *REPORT]
+    ended = subprocess.run(command, cwd=tmp_path, env=plain_environment(), capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (0, "done\n")
+
+
+def test_results_give_a_terminal_no_commands(tmp_path):
+    assert (
+        _ended("return ['left out: \\x1b]0;title\\x07', 'a\\tb']", tmp_path).stdout
+        == "left out: \\x1b]0;title\\x07\na\tb\n"
+    )
 
 
 def test_debug_shows_where_an_error_is_from(tmp_path):

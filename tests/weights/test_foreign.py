@@ -9,6 +9,7 @@ from typing import Any
 
 import open_clip
 import pytest
+import torch
 from PIL import Image
 from support.checkpoints import save_as_published
 from support.images import encoded
@@ -205,3 +206,32 @@ def test_names_are_found_at_any_depth():
     with pytest.raises(ValueError, match="auto_map"):
         check_runs_nothing(config, "x")
     check_runs_nothing({"attn_implementation": {"": None, "text": "sdpa"}, "_attn_implementation": "eager"}, "x")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("README.md", "link", "README.md is a link to .*which would be uploaded"),
+        ("open_clip_model.safetensors", b"no weights", "neither PyTorch's format"),
+        ("tokenizer.json", b"{", r"tokenizer\.json is no JSON"),
+        ("README.md", b"\xff\xfe", "can't decode"),
+    ],
+)
+def test_a_push_uploads_what_names_say_and_nothing_else(name, content, message, altered, tmp_path, capsys):
+    folder = altered({})
+    (tmp_path / "secret").write_text("mine")
+    (folder / name).unlink()
+    if content == "link":
+        (folder / name).symlink_to(tmp_path / "secret")
+    else:
+        (folder / name).write_bytes(content)
+    with pytest.raises((ValueError, OSError), match=message):
+        hub.push(folder, "owner/repo")
+
+
+def test_what_is_to_be_evaluated_is_looked_through_too(tmp_path):
+    """open_clip would have torch make it."""
+    torch.save({"a": torch.zeros(1)}, tmp_path / "x.pt")
+    (tmp_path / "x.pt").write_bytes(b"\x80\x02c__builtin__\neval\nX\1\0\0\0001\x85R.")
+    with pytest.raises(ValueError, match=r"cannot be loaded: .*wants to run or build __builtin__\.eval"):
+        load_model(f"DiffCLIP-nano,{tmp_path / 'x.pt'}")

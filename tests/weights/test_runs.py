@@ -63,3 +63,15 @@ def test_preprocessing(tmp_path):
     tagged = _run(tmp_path / "c", "model: ViT-B-32\npretrained: openai\nimage_std: [1, 1, 1]\n").preprocess_cfg
     assert tagged == PREPROCESS["openai"] | {"mean": tagged["mean"], "std": [1, 1, 1]}
     assert _run(tmp_path / "d", "model: local-dir:/gone\n").preprocess_cfg is None
+
+
+@pytest.mark.parametrize("value", ["(" * 50_000, "-" * 50_000, "[" * 200, "{[]: 1}", "1" * 5000, "10" + "0" * 400])
+def test_params_that_python_cannot_read_are_text(value, tmp_path):
+    params = _run(tmp_path / "a", f"model: DiffCLIP-nano\nnote: {value}\n").params
+    assert params["model"] == "DiffCLIP-nano"
+    assert str(params["note"]) == value
+
+
+def test_params_as_large_as_no_trainer_writes_them(tmp_path):
+    with pytest.raises(ValueError, match=r"params\.txt has \d+ bytes; the trainer writes no more than"):
+        _run(tmp_path / "a", "model: x\n" * 200_000).params  # noqa: B018

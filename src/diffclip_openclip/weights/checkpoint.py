@@ -6,12 +6,15 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+
+if TYPE_CHECKING:
+    from diffclip_openclip.weights.pickles import Contents
 
 StateDict = dict[str, torch.Tensor]
 
@@ -19,6 +22,8 @@ _WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.co
 # of eight bits only whole numbers: float8 and quantized tensors mean something only with scales from elsewhere
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8}
 _DTYPES |= {torch.int8, torch.int16, torch.int32, torch.int64}
+_MOST_TENSORS = 20_000  # the largest CLIPs have some 1,000
+_MOST_SHARED = 4  # names that a tensor may have on average
 _STATE_DICT_KEYS = ("state_dict", "model")  # of open_clip, SLIP and the authors; of timm
 
 
@@ -62,6 +67,7 @@ def _kind(path: Path) -> str:
 
 
 def _load_torch(path: Path) -> Any:
+    found = check_pickle(path)
     with path.open("rb") as file:
         zipped = file.read(2) == b"PK"
     try:
@@ -71,20 +77,48 @@ def _load_torch(path: Path) -> Any:
                     return torch.load(file, map_location="cpu", weights_only=True)
             # mapped, so that an optimizer state is never read
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"(?:GLOBAL|global|class|function) ((?:\w+\.)+\w+)", str(error))
-        if wanted is None:
-            raise ValueError(f"{path} is cut short or damaged; copy or download it again") from error
+    except Exception as error:  # a damaged file may make torch raise anything
+        raise ValueError(f"{path} {_diagnosis(error, found)}") from error
+
+
+def check_pickle(path: Path) -> "Contents":
+    """Look through a file that torch is to read, and return what it would make.
+
+    Raises:
+        ValueError: it is damaged, or would have torch make more than a file of its size holds.
+    """
+    from diffclip_openclip.weights.pickles import contents  # registering needs this module, and reads no file
+
+    found = contents(path)
+    if not found.complete:  # torch cannot read it either
+        raise ValueError(f"{path} {_diagnosis(pickle.UnpicklingError(), found)}")
+    size = path.stat().st_size
+    if found.elements > size or found.copied > 64 * size + (1 << 24):
         raise ValueError(
-            f"{path} wants to run or build {wanted[1]}, which no checkpoint of weights needs; it was not loaded and "
-            "nothing in it was run"
-        ) from error
-    except (RuntimeError, EOFError, UnicodeDecodeError, KeyError, IndexError) as error:
-        if "TorchScript" in str(error):
-            raise ValueError(
-                f"{path} is a TorchScript archive, which holds code; save its state_dict() alone"
-            ) from error
-        raise ValueError(f"{path} is cut short or damaged; copy or download it again") from error
+            f"{path} has {size} bytes and asks for {max(found.elements, found.copied)} and more, which it cannot hold; "
+            "it was not loaded"
+        )
+    for name in sorted(found.called):
+        if name.endswith(("Storage", "Tensor", ".bytearray")):
+            raise ValueError(f"{path} wants to make a {name} of any size, which no checkpoint does; it was not loaded")
+    return found
+
+
+def _diagnosis(error: Exception, found: "Contents") -> str:
+    """Say what is wrong with a file that torch refuses."""
+    message = str(error)
+    if "TorchScript" in message:
+        return "is a TorchScript archive, which holds code; save its state_dict() alone"
+    wanted = re.search(r"(?:GLOBAL|global|class|function) ((?:\w+\.)+\w+)", message)
+    name = found.foreign[0] if found.foreign else wanted[1] if wanted else None
+    if name is not None and (found.foreign or isinstance(error, pickle.UnpicklingError)):
+        return (
+            f"wants to run or build {name}, which no checkpoint of weights needs; it was not loaded and nothing in it "
+            "was run"
+        )
+    if isinstance(error, MemoryError) or "memory" in message:
+        return "does not fit into the memory that is free; close other programs, or use a machine with more"
+    return "is cut short or damaged; copy or download it again"
 
 
 def _tensors(checkpoint: Any, path: Path) -> Mapping[str, torch.Tensor]:
@@ -92,12 +126,21 @@ def _tensors(checkpoint: Any, path: Path) -> Mapping[str, torch.Tensor]:
         checkpoint = next((checkpoint[key] for key in _STATE_DICT_KEYS if key in checkpoint), checkpoint)
     if not isinstance(checkpoint, Mapping) or not checkpoint:
         raise ValueError(f"{path} holds {type(checkpoint).__name__}, not a state dict")
+    if len(checkpoint) > _MOST_TENSORS:
+        raise ValueError(f"{path} holds {len(checkpoint)} tensors; no CLIP has more than {_MOST_TENSORS}")
+    bytes_left = _MOST_SHARED * path.stat().st_size
     for key, value in checkpoint.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
             raise ValueError(f"{path} holds a {type(value).__name__} as {key!r}, where a state dict has tensors only")
         if value.layout != torch.strided or value.is_meta or value.dtype not in _DTYPES:
             kind = "without data" if value.is_meta else f"{value.dtype}, {value.layout}".replace("torch.", "")
             raise ValueError(f"{path} holds {key!r} as a tensor {kind}; it must be dense, of whole or real numbers")
+        bytes_left -= value.nbytes
+        if value.nbytes > value.untyped_storage().nbytes() or bytes_left < 0:
+            raise ValueError(
+                f"{path} holds {key!r} with shape {list(value.shape)}, whose values are not all in a file of "
+                f"{path.stat().st_size} bytes: it repeats them. Save contiguous tensors"
+            )
     return checkpoint
 
 
@@ -126,7 +169,7 @@ def read_checkpoint(path: Path) -> StateDict:
         return _unwrapped(_tensors(_load_torch(path), path))
     try:
         return _unwrapped(_tensors(safetensors.torch.load_file(path), path))
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, RuntimeError, MemoryError, KeyError) as error:
         raise ValueError(
             f"{path} is a safetensors file that is cut short or damaged; copy or download it again"
         ) from error
@@ -143,7 +186,9 @@ def read_epoch(path: Path) -> int:
     content = _load_torch(path) if _kind(path) == "torch" else {}
     if "epoch" not in content:
         raise ValueError(f"{path} does not say after which epoch it was written; open_clip's trainer writes that")
-    return int(content["epoch"])
+    if type(epoch := content["epoch"]) is not int:
+        raise ValueError(f"{path} has the epoch {str(epoch)[:40]!r}; it must be a whole number")
+    return epoch
 
 
 def save_safetensors(state_dict: StateDict, path: Path) -> None:
@@ -153,7 +198,10 @@ def save_safetensors(state_dict: StateDict, path: Path) -> None:
         OSError: writing fails, say because the disk is full.
     """
     try:
+        path.touch()
+        mode = path.stat().st_mode  # safetensors makes files that nobody else can read
         safetensors.torch.save_file(_apart(state_dict), path, metadata={"format": "pt"})
+        path.chmod(mode)
     except safetensors.SafetensorError as error:
         raise OSError(f"{path.name} could not be written: {error}") from error
 

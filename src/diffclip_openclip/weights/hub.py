@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
 from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
 from transformers.utils import CONFIG_NAME
 
+from diffclip_openclip.weights.checkpoint import read_checkpoint
 from diffclip_openclip.weights.directory import CARD, TRANSFORMERS_FILES, config_at
 from diffclip_openclip.weights.foreign import check_open_clip_config, read_json
 
@@ -93,7 +94,7 @@ def push(folder: Path, repo_id: str, *, private: bool = False) -> str:
 
     Raises:
         FileNotFoundError: ``folder`` is no converted directory.
-        ValueError: ``repo_id`` is not of the form owner/repo.
+        ValueError: ``repo_id`` is not of the form owner/repo, or a file is a link or not what its name says.
         PermissionError: no token, or one that may not write there.
     """
     missing = [name for name in (HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME) if not (folder / name).is_file()]
@@ -105,11 +106,28 @@ def push(folder: Path, repo_id: str, *, private: bool = False) -> str:
     operations = [CommitOperationAdd(HF_CONFIG_NAME, json.dumps(config, indent=2).encode())]
     for name in (HF_SAFE_WEIGHTS_NAME, *TRANSFORMERS_FILES, CARD):
         if (folder / name).is_file():
+            _check_pushed(folder / name)
             operations.append(CommitOperationAdd(name, folder / name))
     with _one_line_errors(repo_id):
         api = HfApi()
         api.create_repo(repo_id, private=private, exist_ok=True)
         return str(api.create_commit(repo_id, operations, commit_message="Add model").commit_url)
+
+
+def _check_pushed(path: Path) -> None:
+    """Refuse what is not what its name says, since a push shows it to everybody.
+
+    Raises:
+        ValueError: a link, which may lead to anything, or no weights, no JSON or no text.
+    """
+    if path.is_symlink():
+        raise ValueError(f"{path} is a link to {path.resolve()}, which would be uploaded; put a copy in its place")
+    if path.suffix == ".safetensors":
+        read_checkpoint(path)
+    elif path.suffix == ".json":
+        read_json(path)
+    else:
+        path.read_text(encoding="utf-8")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -16,6 +17,7 @@ from torch import nn
 from transformers import PretrainedConfig
 from transformers.utils import CONFIG_NAME
 
+from diffclip_openclip.weights.checkpoint import check_pickle
 from diffclip_openclip.weights.directory import tokenizer_of
 from diffclip_openclip.weights.foreign import check_runs_nothing
 from diffclip_openclip.weights.runs import TrainingRun
@@ -83,19 +85,32 @@ def load_model(spec: str, device: str | torch.device = "cpu") -> LoadedModel:
 
 
 def checked_config(spec: ModelSpec) -> dict[str, Any]:
-    """Return open_clip's config of a model that is to be built, once nothing that it names would run code.
+    """Return open_clip's config of a model that is to be built, once nothing that it or its weights name would run.
 
     Raises:
         FileNotFoundError, ConnectionError: a repository that is not there.
         ValueError: a config that is refused; see :mod:`~diffclip_openclip.weights.foreign`.
         OSError: the text tower's config is not where the config says.
     """
+    for path in _pickled(spec):
+        try:
+            check_pickle(path)
+        except ValueError as error:
+            raise ValueError(f"{spec} cannot be loaded: {error}") from error
     model_cfg = config_of(spec.name)
     assert model_cfg is not None
     foreign = parse_model_name(spec.name)[0] is not None
     if foreign and (text_tower := model_cfg["text_cfg"].get("hf_model_name")):
         check_runs_nothing(PretrainedConfig.get_config_dict(text_tower)[0], f"{text_tower}/{CONFIG_NAME}")
     return model_cfg
+
+
+def _pickled(spec: ModelSpec) -> list[Path]:
+    """Return the files from which open_clip may load the model's weights by ``torch.load``."""
+    found = [spec.checkpoint] if spec.checkpoint is not None else []
+    if spec.directory is not None:
+        found = [path for path in spec.directory.iterdir() if path.suffix in (".bin", ".pth")]
+    return [path for path in found if path.suffix not in (".safetensors", ".npz", ".npy")]
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from diffclip_openclip.weights.directory import PREPROCESS, read_config
 from diffclip_openclip.weights.foreign import check_preprocess_cfg
 
 _CHECKPOINTS = "checkpoints"
+_LARGEST_PARAMS = 1 << 20
 _LATEST = "epoch_latest.pt"
 
 
@@ -52,16 +53,22 @@ class TrainingRun:
 
     @cached_property
     def params(self) -> dict[str, Any]:
-        """Return the trainer's arguments by their names in Python; empty without a params.txt."""
+        """Return the trainer's arguments by their names in Python; empty without a params.txt.
+
+        Raises:
+            ValueError: the file is too large, or is no text.
+        """
         path = self.checkpoint_folder.absolute().parent / "params.txt"
         if self.checkpoint_folder.name != _CHECKPOINTS or not path.is_file():
             return {}
+        if (size := path.stat().st_size) > _LARGEST_PARAMS:
+            raise ValueError(f"{path} has {size} bytes; the trainer writes no more than {_LARGEST_PARAMS}")
         params = {}
         for line in path.read_text(encoding="utf-8").splitlines():
             key, _, value = line.partition(": ")
             try:
                 params[key] = ast.literal_eval(value)
-            except (ValueError, SyntaxError):  # text, which is written without quotes
+            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # text, written without quotes
                 params[key] = value
         return params
 

@@ -3,6 +3,8 @@
 # make test-lowest  the tests with the lowest versions that pyproject.toml admits, in an environment of their own
 # make test-host HOST=PATH  the tests with a checkout of open_clip, in an environment of their own
 # make lint         ruff and mypy
+# make site         the documentation as a site, into site/
+# make dist         sdist and wheel, checked as an index does, into dist/
 # Each makes the environment in $(VENV) first.
 
 PYTHON ?= python3
@@ -14,7 +16,7 @@ OTHER_CPU = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPAT
 # a process for each core, of one thread
 PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 
-.PHONY: quickstart test test-all test-lowest test-host lint clean
+.PHONY: quickstart test test-all test-lowest test-host lint site dist clean
 
 # an editable install holds a copy of the start-up file
 $(INSTALLED): pyproject.toml hatch_build.py src/diffclip_openclip_autoload.pth
@@ -51,5 +53,13 @@ lint: $(INSTALLED)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
+site: $(INSTALLED)
+	$(RUN) -m mkdocs build --strict
+
+dist: $(INSTALLED)
+	rm -rf dist
+	$(RUN) -m build
+	$(RUN) -m twine check --strict dist/*
+
 clean:
-	rm -rf $(VENV) build dist runs
+	rm -rf $(VENV) build dist runs site

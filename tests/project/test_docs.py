@@ -30,7 +30,8 @@ from diffclip_openclip.weights import spec
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 BENCHMARKS = REPOSITORY / "benchmarks" / "README.md"
-ALL_PAGES = [REPOSITORY / "README.md", BENCHMARKS, *PAGES, *sorted((REPOSITORY / "examples").glob("*/README.md"))]
+ROOT_PAGES = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
+ALL_PAGES = [*ROOT_PAGES, BENCHMARKS, *PAGES, *sorted((REPOSITORY / "examples").glob("*/README.md"))]
 PACKAGE = REPOSITORY / "src" / "diffclip_openclip"
 MODEL = "DiffCLIP-nano"
 

@@ -1,10 +1,13 @@
 """Use the package as users get it: from a wheel or an editable install, with the hosts' own commands."""
 
+import email
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 import torch
 from support.common import REPOSITORY, plain_environment, run_host, run_python, train_arguments
 from support.installed import Environment, new_environment
+from twine.commands.check import check as twine_check
 
 from diffclip_openclip import __version__, model_names
 
@@ -27,11 +31,16 @@ def _build(*arguments: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """Build the wheel from the sdist, so that both are tested."""
+def distributions(tmp_path_factory) -> Path:
+    """Build the wheel from the sdist, so that both are tested, and return their folder."""
     folder = tmp_path_factory.mktemp("dist")
     _build("--outdir", str(folder))
-    return next(folder.glob("*.whl"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(distributions) -> Path:
+    return next(distributions.glob("*.whl"))
 
 
 @pytest.fixture(scope="module", params=["wheel", "editable"])
@@ -55,6 +64,32 @@ def test_wheel_has_everything_and_nothing_else(wheel, tmp_path):
     assert contents == modules | {f"diffclip_openclip/{name}" for name in data} | {STARTUP_FILE}
     _build("--wheel", "--outdir", str(tmp_path))
     assert _contents(next(tmp_path.glob("*.whl"))) == contents
+
+
+def test_an_index_takes_both_and_shows_the_readme(distributions, wheel):
+    assert not twine_check([str(path) for path in distributions.iterdir()], strict=True)
+    with zipfile.ZipFile(wheel) as archive:
+        [name] = [name for name in archive.namelist() if name.endswith("/METADATA")]
+        metadata = email.message_from_bytes(archive.read(name))
+    readme = metadata.get_payload()
+    assert "](https://raw.githubusercontent.com/OWNER/diffclip_openclip/main/docs/quickstart.png)" in readme
+    assert "](https://github.com/OWNER/diffclip_openclip/blob/main/docs/install.md)" in readme
+    assert not re.findall(r"\]\((?!https://)", readme)
+    urls = {url.partition(", ")[0] for url in metadata.get_all("Project-URL")}
+    assert urls == {"Repository", "Documentation", "Issues", "Changelog", "Paper"}
+
+
+def test_the_sdist_has_the_tests_and_what_they_read(distributions):
+    with tarfile.open(next(distributions.glob("*.tar.gz"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {
+        "tests/conftest.py",
+        "docs/index.md",
+        "examples/emoji/data/metadata.json",
+        "Makefile",
+        "mkdocs.yml",
+    } <= names
+    assert not any(name.startswith((".venv", "site/", "runs/")) for name in names)
 
 
 def test_models_are_known_without_an_import_of_ours(environment, tmp_path):

@@ -132,9 +132,14 @@ def _read(path: Path) -> Iterator[tuple[str, bytes]]:
 def write_split(folder: Path, samples: Iterable[dict[str, Any]]) -> None:
     """Samples as the shards of one split."""
     folder.mkdir(parents=True)
-    with wds.ShardWriter(str(folder / "%d.tar"), maxcount=SHARD, verbose=0) as sink:
-        for index, sample in enumerate(samples):
-            sink.write({"__key__": f"s{index:07d}"} | sample)
+    numbered = enumerate(samples)
+    for shard in itertools.count():
+        if not (chunk := list(itertools.islice(numbered, SHARD))):
+            break
+        # webdataset's own opener would take some names for commands, and a % for its own
+        with (folder / f"{shard}.tar").open("wb") as file, wds.TarWriter(file) as sink:
+            for index, sample in chunk:
+                sink.write({"__key__": f"s{index:07d}"} | sample)
     (folder / "nshards.txt").write_text(f"{len(list(folder.glob('*.tar')))}\n")
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from support.common import write_tar
 from support.images import dots, encoded
 
-from diffclip_openclip.data.layout import Shard
+from diffclip_openclip.data.layout import Shard, locate
 from diffclip_openclip.data.shards import batches, read_shard
 from diffclip_openclip.explain.images import read_image
 
@@ -73,10 +73,10 @@ def test_a_shard_that_is_cut_or_damaged_names_its_last_good_sample(tmp_path):
 def test_a_shard_has_the_samples_that_were_written(tmp_path):
     write_tar(tmp_path / "0.tar", _samples(3))
     assert len(_read(tmp_path / "0.tar", samples=3)) == 3
-    with pytest.raises(ValueError, match=r"0\.tar cannot be read: it has 3 samples, 4 expected"):
+    with pytest.raises(ValueError, match=r"0\.tar cannot be read: it has 3 samples instead of 4"):
         _read(tmp_path / "0.tar", samples=4)
     write_tar(tmp_path / "1.tar", [])
-    with pytest.raises(ValueError, match=r"1\.tar cannot be read: it has 0 samples"):
+    with pytest.raises(ValueError, match=r"1\.tar cannot be read: it has 0 samples instead of one at least"):
         _read(tmp_path / "1.tar")
 
 
@@ -126,4 +126,10 @@ def test_names_are_paths_and_nothing_else(tmp_path, monkeypatch, name):
     for other in ("0", "1"):
         write_tar(tmp_path / other / "0.tar", _samples(2))
     assert [label for _, label in _read(f"{name}/0.tar")] == [3]
+    (tmp_path / name).rename(tmp_path / "test")
+    (tmp_path / "root" / name).mkdir(parents=True)
+    (tmp_path / "test").rename(tmp_path / "root" / name / "test")
+    (tmp_path / "root" / name / "test" / "nshards.txt").write_text("1")
+    (shard,) = locate(name, ["test"], ["root"]).shards("test")
+    assert [label for _, label in _read(shard)] == [3]
     assert not (tmp_path / "made").exists()

@@ -4,6 +4,8 @@ import gzip
 import io
 import subprocess
 import tarfile
+import tracemalloc
+import zlib
 
 import pytest
 from webdataset import TarWriter
@@ -54,8 +56,7 @@ def test_archives_of_every_writer(tmp_path, archive):
     assert _read(_by_tarfile(tarfile.GNU_FORMAT, long)) == _read(_by_tarfile(tarfile.PAX_FORMAT, long)) == long
     for options in ([], ["--format=pax"], ["--format=v7"], ["-b", "1"], ["-b", "128"]):
         assert _read(_by_gnu_tar(tmp_path, *options)) == FILES
-    for ending in ("gz", "bz2", "xz"):
-        assert _read(_by_tarfile(ending=ending)) == FILES
+    assert _read(_by_tarfile(ending="gz")) == FILES
 
 
 def test_what_is_passed_over():
@@ -73,12 +74,14 @@ def test_cut_anywhere(archive):
             _read(archive[:length])
 
 
-@pytest.mark.parametrize("ending", ["gz", "bz2", "xz"])
-def test_cut_where_it_is_compressed(ending):
-    data = _by_tarfile(ending=ending)
-    for length in range(1, len(data) * 3 // 4, 7):
+def test_cut_where_it_is_compressed():
+    """Its last bytes are a checksum of all, so that any bit that has changed is noticed."""
+    data = _by_tarfile(ending="gz")
+    for length in range(1, len(data), 7):
         with pytest.raises((tarfile.TarError, EOFError)):
             _read(data[:length])
+    with pytest.raises((tarfile.TarError, zlib.error, OSError)):
+        _read(data[:200] + bytes([data[200] ^ 1]) + data[201:])
 
 
 def test_headers_that_are_none(archive):
@@ -107,9 +110,23 @@ def test_sizes_that_are_claimed(archive):
     member.size = 1 << 40
     with pytest.raises(tarfile.ReadError, match=r"a\.jpg claims 1,099,511,627,776 bytes; at most 10,000"):
         _read(member.tobuf(tarfile.GNU_FORMAT) + archive)
-    with pytest.raises(tarfile.ReadError, match="at most 10,000"):
-        _read(gzip.compress(_by_tarfile(files=[("a.jpg", bytes(20_000_000))])))
     for kind in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XGLTYPE):
         member.type = kind
         with pytest.raises(tarfile.ReadError, match=r"header of 'a\.jpg' claims"):
             _read(member.tobuf(tarfile.GNU_FORMAT) + archive)
+
+
+def test_a_small_file_that_unpacks_to_a_large_one():
+    """40 MB in 40 KB, of a file that is not wanted and behind the archive's end; neither is ever held as a whole."""
+    member = tarfile.TarInfo("a.skip")
+    member.size = 40_000_000
+    bomb = gzip.compress(member.tobuf() + bytes(member.size) + bytes(10_240))
+    assert len(bomb) < 50_000
+    behind = gzip.compress(_by_tarfile() + bytes(member.size))
+    tracemalloc.start()
+    assert _read(bomb) == [("a.skip", None)]
+    with pytest.raises(tarfile.ReadError, match="as a copy that was interrupted"):
+        _read(behind)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5_000_000

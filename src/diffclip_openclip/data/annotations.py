@@ -1,6 +1,7 @@
 """Read the files that describe data sets: JSON, JSON lines, and tables with a line of titles."""
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ def read_json(path: Path) -> Any:
         FileNotFoundError: there is no such file.
         ValueError: it is not JSON in UTF-8.
     """
-    return _parse(path.read_text(encoding="utf-8-sig"), str(path))
+    return _parse(read_text(path), str(path))
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -26,7 +27,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         FileNotFoundError: there is no such file.
         ValueError: a line is no JSON object.
     """
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             place = f"{path}, line {number}"
             entry = _parse(line, place)
@@ -42,18 +43,29 @@ def read_table(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         FileNotFoundError: there is no such file.
         ValueError: a row has more or fewer values than there are titles.
     """
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
-        try:
-            for row in rows:
-                place = f"{path}, line {rows.line_num}"
-                if None in row or None in row.values():
-                    raise ValueError(
-                        f"{place}: there must be {len(rows.fieldnames or ())} values, as in the first line"
-                    )
-                yield place, row
-        except csv.Error as error:
-            raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
+    try:
+        for row in rows:
+            place = f"{path}, line {rows.line_num}"
+            if None in row or None in row.values():
+                raise ValueError(f"{place}: there must be {len(rows.fieldnames or ())} values, as in the first line")
+            yield place, row
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
+
+
+def read_text(path: Path) -> str:
+    """Read a text file in UTF-8, with its line breaks as they are.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not in UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error})") from error
 
 
 def some(names: Sequence[str]) -> str:

@@ -127,7 +127,8 @@ def read_shard(shard: Shard, fields: Sequence[str], transform: Callable[[Any], A
                 yield _decoded(sample, fields, transform)
                 count += 1
         if not count or shard.samples not in (None, count):
-            raise ValueError(f"it has {count:,} samples, {'one' if shard.samples is None else shard.samples} expected")
+            expected = "one at least" if shard.samples is None else f"{shard.samples:,}"
+            raise ValueError(f"it has {count:,} samples instead of {expected}")
     except Exception as error:  # each client library has its own
         raise ValueError(f"the shard {shard} cannot be read: {str(error) or type(error).__name__}") from error
 

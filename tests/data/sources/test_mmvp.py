@@ -92,6 +92,13 @@ def test_mmvp_bad_questions(tmp_path, rows, message):
     assert not (tmp_path / "mmvp").exists()
 
 
+@pytest.mark.parametrize("rows", [b"a" * 200_000, b"\xff"])
+def test_mmvp_questions_that_are_no_table(tmp_path, rows):
+    (tmp_path / "Questions.csv").write_bytes(rows)
+    with pytest.raises(ValueError, match=r"Questions\.csv is no (table|text in UTF-8)"):
+        mmvp.convert(source=tmp_path, root=tmp_path)
+
+
 def test_mmvp_missing_files(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"Questions\.csv"):
         mmvp.convert(source=tmp_path, root=tmp_path)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from diffclip_openclip.data.annotations import some
+from diffclip_openclip.data.annotations import read_text, some
 from diffclip_openclip.data.catalog import imagenet_folders, templates
 from diffclip_openclip.data.writer import Split, classification_metadata, classified
 
@@ -80,7 +80,7 @@ def _visible(folder: Path) -> Iterable[Path]:
 
 
 def _read_names(path: Path, count: int) -> list[str]:
-    names = [line.strip() for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
+    names = [line.strip() for line in read_text(path).removesuffix("\n").split("\n")]
     if len(names) != count or not all(names):
         raise ValueError(f"{path} must have {count} lines, a name for each class folder in order; it has {len(names)}")
     return names

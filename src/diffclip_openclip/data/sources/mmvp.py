@@ -4,11 +4,13 @@ Source: tsb0601/MMVP@4d6eaeb:scripts/evaluate_vlm.py; the README there for the f
 """
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from diffclip_openclip.data.annotations import read_text
 from diffclip_openclip.data.catalog import MMVP_PATTERNS
 from diffclip_openclip.data.writer import RETRIEVAL_METADATA, Sample, Split, one_line
 
@@ -63,8 +65,10 @@ def _pattern(question: _Question) -> str:
 
 def _read(path: Path) -> list[_Question]:
     """Read Questions.csv, and return its questions by number."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.reader(file))[1:]  # below a line of titles
+    try:
+        rows = list(csv.reader(io.StringIO(read_text(path), newline="")))[1:]  # below a line of titles
+    except csv.Error as error:
+        raise ValueError(f"{path} is no table: {error}") from error
     questions = []
     for number, row in enumerate(rows, 2):
         cells = [one_line(cell) for cell in row]

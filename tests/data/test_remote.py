@@ -45,6 +45,7 @@ class Web(http.server.SimpleHTTPRequestHandler):
             with contextlib.suppress(OSError):  # the client has had enough
                 while True:
                     self.wfile.write(b"1" * 65_536)
+            return
         super().do_GET()
 
     def log_message(self, *arguments):

@@ -176,6 +176,23 @@ def test_text_files_that_appear_meanwhile_are_kept(tmp_path):
     assert {path.name for path in (tmp_path / "dots").iterdir() if path.is_dir()} == {"train"}
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_split_that_appears_meanwhile_is_kept_unless_it_may_be_replaced(tmp_path, overwrite):
+    split = Split(tmp_path, "dots", "test", overwrite)
+
+    def samples():
+        Split(tmp_path, "dots", "test").write([classified(image, 0) for image in dots(3)], 3, METADATA)
+        yield classified(dots(1)[0], 0)
+
+    if overwrite:
+        split.write(samples(), 1, METADATA)
+    else:
+        with pytest.raises(FileExistsError, match="came to be while this worked"):
+            split.write(samples(), 1, METADATA)
+    assert len(read_back(tmp_path, "dots", "test")) == (1 if overwrite else 3)
+    assert {path.name for path in (tmp_path / "dots").iterdir() if path.is_dir()} == {"test"}
+
+
 def test_a_full_disk_names_what_was_written(tmp_path):
     def samples():
         yield classified(dots(1)[0], 0)
@@ -186,8 +203,8 @@ def test_a_full_disk_names_what_was_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["a\nb", "a\x1cb", "a\x85", "a\u2028b", "a\rb"])
-def test_class_names_are_one_line(name):
+@pytest.mark.parametrize("name", ["a\nb", "a\x1cb", "a\x85", "a\u2028b", "a\rb", "\udcff"])
+def test_class_names_are_one_line_of_text(name):
     with pytest.raises(ValueError, match=r"the source has '.*' for a class's name; it must be one line"):
         classification_metadata(["fine", name], ["{c}"])
 

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import tarfile
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -190,3 +191,17 @@ def test_benchmarks_have_the_figures_of_the_comparison(tmp_path):
         assert len(better) == 27
         assert f"{model} is above CLIP {stated}" in page or f"{model} {stated}" in page
         assert sum(better) == int(stated.split()[1])
+
+
+def test_a_suites_folder_is_a_path_and_nothing_else(tmp_path, monkeypatch):
+    """webdataset's opener would run the name in a shell."""
+    sys.path.insert(0, str(REPOSITORY / "examples" / "emoji"))
+    from paper_suite import SHARD, write_split
+
+    monkeypatch.chdir(tmp_path)
+    folder = Path("pipe:touch made; cat >", "100%d")
+    write_split(folder, ({"cls": index} for index in range(SHARD + 1)))
+    assert not Path("made").exists()
+    assert sorted(path.name for path in folder.iterdir()) == ["0.tar", "1.tar", "nshards.txt"]
+    with tarfile.open(folder / "1.tar") as tar:
+        assert tar.getnames() == [f"s{SHARD:07d}.cls"]

@@ -196,12 +196,13 @@ def check_class_name(name: str, place: str) -> str:
         place: where it stands, for the message.
 
     Raises:
-        ValueError: it has a line break of any kind, or more than 1,000 characters.
+        ValueError: it has a line break of any kind, more than 1,000 characters, or bytes that are no text.
     """
-    if len(name) > _LONGEST_NAME or name.splitlines() not in ([name], []):
+    is_text = name.encode("utf-8", "replace").decode("utf-8") == name
+    if len(name) > _LONGEST_NAME or name.splitlines() not in ([name], []) or not is_text:
         raise ValueError(
-            f"{place} has {name[:80]!r} for a class's name; it must be one line (of at most {_LONGEST_NAME:,} "
-            "characters), without Unicode's other line breaks either"
+            f"{place} has {name[:80]!r} for a class's name; it must be one line of text of at most {_LONGEST_NAME:,} "
+            "characters, without Unicode's other line breaks either"
         )
     return name
 

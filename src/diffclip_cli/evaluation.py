@@ -5,7 +5,15 @@ from pathlib import Path
 
 from diffclip_cli.arguments import MODEL_GRAMMAR, AddCommand, add_models, add_overwrite
 
-_TASKS = ("zeroshot_classification", "zeroshot_retrieval", "linear_probe", "few_shot", "mmvp")
+_TASKS = (
+    "zeroshot_classification",
+    "zeroshot_retrieval",
+    "linear_probe",
+    "few_shot",
+    "mmvp",
+    "sugar_crepe",
+    "winoground",
+)
 _EVALUATE = f"""\
 examples:
   diffclip evaluate --model DiffCLIP-B-16,logs/run/checkpoints/epoch_40.pt --data DATA --output RESULTS
@@ -13,9 +21,11 @@ examples:
   diffclip evaluate --model local-dir:OUT --data DATA --output RESULTS \\
       --data 'https://huggingface.co/datasets/clip-benchmark/wds_{{dataset}}/tree/main'
   diffclip evaluate --model local-dir:OUT --data DATA --dataset my-images --output RESULTS
+  diffclip evaluate --model logs/run --data DATA --dataset imagenet1k --output RESULTS
   torchrun --nproc-per-node 8 --no-python -- diffclip evaluate --model local-dir:OUT --data DATA --output RESULTS
 
 DATA has a folder for each data set, made by `diffclip data` (docs/data.md). What is done already is not done again.
+A training run's folder is all of its checkpoints, RUN or NAME,RUN.
 `diffclip report RESULTS --output DIR` draws the paper's tables and figures.
 {MODEL_GRAMMAR}"""
 _POPE = """\

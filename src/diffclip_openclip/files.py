@@ -187,3 +187,19 @@ def sha256(path: Path) -> str:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file that people can read, too."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def kept(path: Path) -> Iterator[Path]:
+    """Yield a path to write a file at, which then takes the place of ``path``; see :func:`staged`.
+
+    Raises:
+        OSError: the disk is full, say; what writers raise of that does not name the file.
+    """
+    try:
+        with staged(path, overwrite=True) as new:
+            yield new
+    except Exception as error:  # safetensors has its own
+        if getattr(error, "filename", None) is None and ("os error" in str(error) or isinstance(error, OSError)):
+            raise OSError(f"{path} cannot be written: {error}") from error
+        raise

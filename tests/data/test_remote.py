@@ -72,7 +72,7 @@ def _as_tensor(image) -> torch.Tensor:
 
 
 def _batched(shards: list[Shard], workers: int) -> list[tuple]:
-    given = batches(shards, "cls", _as_tensor, batch_size=7, workers=workers, pin_memory=False)
+    given = batches(shards, ["cls"], _as_tensor, batch_size=7, workers=workers, pin_memory=False)
     return [(batch.shard, None if batch.images is None else batch.images.tolist(), batch.values) for batch in given]
 
 

@@ -24,7 +24,7 @@ def _read(path, *fields, samples=None):
 def _batches(paths, workers=0):
     shards = [Shard(str(path)) for path in paths]
     as_tensor = lambda image: torch.from_numpy(np.asarray(image).copy())  # noqa: E731
-    return list(batches(shards, "cls", as_tensor, batch_size=2, workers=workers, pin_memory=False))
+    return list(batches(shards, ["cls"], as_tensor, batch_size=2, workers=workers, pin_memory=False))
 
 
 def _samples(count, **fields):

@@ -6,17 +6,20 @@ from functools import partial
 import open_clip
 import pytest
 import torch
+from safetensors import SafetensorError
 from support.common import read_tar, write_tar
-from support.evaluation_data import LIMIT, paper_subject
+from support.evaluation_data import LIMIT, extract, paper_subject
 
+from diffclip_openclip.data.shards import Batch
+from diffclip_openclip.evaluation import features
 from diffclip_openclip.evaluation.evaluator import Compute
-from diffclip_openclip.evaluation.features import backbone, extract
+from diffclip_openclip.evaluation.features import BACKBONE, backbone, compute_features
 
 
 def test_backbones_end_before_the_projection(loaded):
     images = torch.randn(2, 3, 48, 48)
     with torch.no_grad(), backbone(loaded.model) as encode:
-        features = encode(images)
+        features = encode(images, Batch(0, images, ("a", "b"), ((0,), (1,))))["features"]
         assert features.shape == (2, 128)
         torch.testing.assert_close(loaded.model.visual.head(features), loaded.model.encode_image(images))
 
@@ -27,7 +30,7 @@ def test_openais_tower_and_its_projection_stays():
     with torch.no_grad():
         before = model.encode_image(images)
         with backbone(model) as encode:
-            features = encode(images)
+            features = encode(images, Batch(0, images, ("a",), ((0,),)))["features"]
         assert features.shape == (1, 768)
         assert torch.equal(model.encode_image(images), before)
         torch.testing.assert_close(features @ model.visual.proj, before)
@@ -37,10 +40,11 @@ def test_a_shard_is_extracted_once_and_workers_change_nothing(loaded, suite, tmp
     subject = partial(paper_subject, loaded, "cifar100", suite)
     first = extract(subject(tmp_path, Compute(workers=0, batch_size=7)), "train")
     assert len(first.labels) == 11 * LIMIT
-    (kept,) = (tmp_path / "features").rglob("*.safetensors")
-    state = kept.stat().st_mtime_ns
+    kept = sorted((tmp_path / "features").rglob("*.safetensors"))
+    assert len(kept) == 2  # of train and test
+    states = [path.stat().st_mtime_ns for path in kept]
     again = extract(subject(tmp_path, Compute(workers=2)), "train")
-    assert kept.stat().st_mtime_ns == state
+    assert [path.stat().st_mtime_ns for path in kept] == states
     assert torch.equal(again.features, first.features)
     other = extract(subject(tmp_path / "other", Compute(workers=2)), "train")
     torch.testing.assert_close(other.features, first.features, atol=1e-5, rtol=1e-5)
@@ -68,10 +72,45 @@ def test_a_broken_shard_is_named_and_nothing_of_it_kept(loaded, suite, tmp_path,
     subject = partial(paper_subject, loaded, "pets", tmp_path)
     with pytest.raises(ValueError, match=r"pets/test/0\.tar cannot be read"):
         extract(subject(tmp_path / "memory", Compute(workers=workers)), "test")
-    assert not list((tmp_path / "memory").rglob("*.safetensors"))
+    assert len(list((tmp_path / "memory").rglob("*.safetensors"))) == 1  # of train, which comes first
     write_tar(shard, [(name, data) for name, data in files if not name.endswith("3.cls")])
     with pytest.raises(ValueError, match=r"lacks an image .* or \.cls"):
         extract(subject(tmp_path / "memory", Compute(workers=workers)), "test")
+
+
+def test_a_damaged_file_is_named_and_computed_again(loaded, suite, tmp_path, capsys):
+    subject = paper_subject(loaded, "pets", suite, tmp_path, Compute(workers=0))
+    first = extract(subject, "test")
+    for path, damage in zip(sorted((tmp_path / "features").rglob("*.safetensors")), (0, 1000), strict=True):
+        path.write_bytes(path.read_bytes()[:damage])
+    again = extract(subject, "test")
+    assert torch.equal(again.features, first.features)
+    assert capsys.readouterr().out.count("is damaged") == 2
+
+
+def test_a_full_disk_names_the_file(loaded, suite, tmp_path, monkeypatch):
+    def fail(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(features, "save_file", fail)
+    with pytest.raises(OSError, match=r"features/\w+/\w+\.safetensors cannot be written: .* No space left on device"):
+        extract(paper_subject(loaded, "pets", suite, tmp_path, Compute(workers=0)), "test")
+
+
+def test_processes_compute_shards_in_turns(loaded, suite, tmp_path):
+    """Each computes its own, and all together those of one process."""
+    files = read_tar(suite / "pets" / "test" / "0.tar", 1000)
+    for split in ("train", "test"):
+        for part in range(3):
+            write_tar(tmp_path / "pets" / split / f"{part}.tar", files[part * 20 : part * 20 + 20])
+        (tmp_path / "pets" / split / "nshards.txt").write_text("3")
+    subject = partial(paper_subject, loaded, "pets", tmp_path)
+    alone = compute_features(subject(tmp_path / "a", Compute(workers=0)), BACKBONE)
+    for rank in range(2):
+        shared = compute_features(subject(tmp_path / "b", Compute(workers=0)), BACKBONE, rank, 2)
+        assert sum(file.is_file() for file in shared["test"]) == (2, 3)[rank]
+    for one, other in zip(alone["test"], shared["test"], strict=True):
+        assert one.read_bytes() == other.read_bytes()
 
 
 def test_bfloat16_gives_nearly_the_same_features(loaded, suite, tmp_path):

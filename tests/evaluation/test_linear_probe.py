@@ -10,8 +10,8 @@ from sklearn.linear_model import LogisticRegression
 from support.evaluation_data import emoji_pixels
 
 from diffclip_openclip.evaluation import linear_probe
-from diffclip_openclip.evaluation.features import Features, hold_out
-from diffclip_openclip.evaluation.linear_probe import COARSE, accuracy, fit, objective, search
+from diffclip_openclip.evaluation.features import Features
+from diffclip_openclip.evaluation.linear_probe import COARSE, accuracy, fit, hold_out, objective, search
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +107,64 @@ def test_search_finds_the_peak_of_a_smooth_score(peak):
 def test_search_takes_the_first_of_equal_scores():
     assert search(lambda C: 0.5) == 1e-6
     assert search(lambda C: float(C >= 1)) == pytest.approx(1.0)
+
+
+@pytest.fixture(scope="module")
+def unequal(pixels) -> tuple[Features, Features, Features]:
+    """Three splits of which one class has six images of ten, and is not the first class."""
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
+    groups = torch.tensor([3, 1, 2, 0, 1, 2, 3, 0])[pixels.labels]
+    large = groups.bincount().argmax()
+    kept = [at for at in order.tolist() if groups[at] == large] + [at for at in order.tolist() if groups[at] != large]
+    share = int((groups == large).sum())
+    kept = sorted(kept[: share + round(share * 2 / 3)], key=order.tolist().index)
+    labels = torch.where(groups == large, 1, torch.where(groups == 1, large, groups))
+    return tuple(Features(pixels.features[kept[at::3]], labels[kept[at::3]]) for at in range(3))
+
+
+def _lgssl(train: Features, val: Features, C: float) -> tuple[torch.Tensor, float]:
+    """LGSSL's fit: L-BFGS from zero on the plain objective, wherever it ends; W and the accuracy on val."""
+    layer = torch.nn.Linear(train.features.shape[1], 4)
+    for parameter in layer.parameters():
+        parameter.data.zero_()
+    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=1000, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(layer(train.features), train.labels)
+        loss = loss + 0.5 * layer.weight.norm(p=2) / C
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    hits = layer(val.features).argmax(dim=1) == val.labels
+    return layer.weight.detach(), hits.double().mean().item()
+
+
+def test_unequal_classes_are_searched_where_lgssl_searches(unequal):
+    """The largest class is hard to beat by a probe that looks at no feature, and is not the first that LGSSL has."""
+    train, val, test = unequal
+    majority = (val.labels == train.labels.mode().values).double().mean().item()
+    assert fit(train, 4, COARSE[0]).is_constant
+    theirs = {C: _lgssl(train, val, C) for C in COARSE}
+    weight, at_zero = theirs[COARSE[0]]
+    assert weight.abs().max() < 1e-6
+    assert at_zero < majority
+    metrics, predicted = linear_probe.score_probe(train, val, test, per_class=False)
+    assert metrics["weight_norm"] > 0
+    assert len(predicted.unique()) > 1
+    best = max(theirs, key=lambda C: theirs[C][1])
+    assert abs(math.log10(metrics["best_C"] / best)) <= 2  # the finer search is around LGSSL's best
+    assert metrics["accuracy"] > (test.labels == train.labels.mode().values).double().mean()
+
+
+def test_a_probe_that_looks_at_nothing_is_told():
+    """Features without any information: W is 0 at all but large C."""
+    labels = torch.tensor([1] * 30 + [0] * 10)
+    nothing = Features(torch.zeros(40, 3), labels)
+    metrics, predicted = linear_probe.score_probe(nothing, nothing, nothing, per_class=False)
+    assert metrics["weight_norm"] == 0
+    assert predicted.tolist() == [1] * 40
 
 
 def test_accuracy_by_hand():

@@ -109,3 +109,12 @@ def test_what_cannot_be_evaluated(spec, data, options, message, tmp_path, capsys
     assert main(["evaluate", *arguments(spec, data, tmp_path / "RESULTS"), *options]) == 2
     assert message in capsys.readouterr().err
     assert not result_files(tmp_path / "RESULTS")
+
+
+def test_zero_shot_on_a_probe_set_takes_its_own_templates(spec, suite, tmp_path):
+    shutil.copytree(suite / "pets", tmp_path / "data" / "pets")
+    (tmp_path / "data" / "pets" / "zeroshot_classification_templates.txt").write_text("a photo of a {c}\n")
+    found = _run(spec, tmp_path / "data", tmp_path / "RESULTS", "--task", ZERO_SHOT)
+    assert list(found) == ["zeroshot_classification/pets_own.json"]
+    assert found["zeroshot_classification/pets_own.json"]["run"] == "a-run"
+    assert found["zeroshot_classification/pets_own.json"]["epoch"] == 2

@@ -20,6 +20,8 @@ from diffclip_openclip.evaluation.results import read_outcomes
         ("There is not a dog in the image.", False),
         ("The image shows a notable dog. No cat, though.", True),  # only the first sentence, only whole words
         ("Nothing is there", True),
+        ("No\n", True),  # words end at spaces alone
+        ("there is\tno cat", True),
         ("", True),
     ],
 )
@@ -67,7 +69,7 @@ def test_answers_are_aligned_by_id_whatever_their_order(tmp_path):
 def test_lines_end_at_line_feeds_alone(tmp_path):
     """JSON strings may hold Unicode's other line breaks."""
     questions, answers = _files(tmp_path, QUESTIONS, [])
-    said = ({"question_id": i, "text": "No\u2028 \x85x" if i != 1 else "Yes"} for i in range(6))
+    said = ({"question_id": i, "text": "No \u2028 \x85x" if i != 1 else "Yes"} for i in range(6))
     answers.write_text("\r\n".join(json.dumps(row, ensure_ascii=False) for row in said), encoding="utf-8", newline="")
     assert _accuracy(questions, answers) == pytest.approx(4 / 6)
 

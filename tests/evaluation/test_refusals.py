@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,6 +26,15 @@ def test_settings_that_cannot_be(settings, message, monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(ValueError, match=message):
         Compute(**settings)
+
+
+@pytest.mark.parametrize(("free", "workers"), [(64 << 20, 1), (200 << 20, 4), (1 << 30, 8), (0, 0)])
+def test_as_many_workers_as_shared_memory_has_room_for(free, workers, monkeypatch):
+    """Docker gives 64 MB, which is three batches of 32 images of 224 x 224."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=free))
+    compute = Compute(workers=8, batch_size=32).fitted_to_shared_memory(3 * 224 * 224 * 4)
+    assert compute == Compute(workers=workers, batch_size=32)
+    assert Compute(workers=0).fitted_to_shared_memory(1 << 40).workers == 0
 
 
 @pytest.mark.parametrize("wrong", ["NOSUCH", "local-dir:{},x", "DiffCLIP-nano-dynamic,{}/checkpoints/epoch_2.pt"])

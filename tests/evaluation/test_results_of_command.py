@@ -8,7 +8,7 @@ from support.evaluation_data import LIMIT, arguments, metrics_of, result_files
 
 from diffclip_cli.main import main
 from diffclip_openclip.data.catalog import DATA_SETS
-from diffclip_openclip.evaluation.results import FIELDS, OUTCOMES, read_outcomes
+from diffclip_openclip.evaluation.results import FIELDS, OUTCOMES, headline, read, read_outcomes
 from diffclip_openclip.report.comparison import our_entries
 from diffclip_openclip.report.evaluated_models import read_models
 from diffclip_openclip.report.paper import load_paper
@@ -16,7 +16,7 @@ from diffclip_openclip.report.paper import load_paper
 
 def test_every_task_has_its_result(results):
     entries = metrics_of(results)
-    expected = sum(2 if task == "zeroshot_classification" else 1 for d in DATA_SETS for task in d.tasks)
+    expected = sum(2 if task == "zeroshot_classification" else 1 for d in DATA_SETS if d.paper for task in d.tasks)
     assert len(entries) == expected == 32
     for entry in entries.values():
         assert entry.keys() <= FIELDS.keys()
@@ -42,6 +42,37 @@ def test_every_task_has_its_result(results):
             assert outcomes["correct"].mean() == pytest.approx(json.loads(path.read_text())["metrics"]["acc1"])
     probes = [entry["metrics"] for entry in entries.values() if entry["task"] == "linear_probe"]
     assert all(0 < metrics["accuracy"] <= 1 for metrics in probes)
+
+
+def test_the_line_of_a_result_has_the_papers_figures():
+    recalls = {f"{kind}_retrieval_recall@{k}": k / 10 for k in (1, 5, 10) for kind in ("image", "text")}
+    content = {"label": "a", "task": "zeroshot_retrieval", "dataset": "flickr8k", "metrics": recalls}
+    content |= {"images": {"test": 1000}, "captions": {"test": 1000}}
+    shown = "a: zeroshot_retrieval on flickr8k: image_retrieval_recall@5 50.0 %, text_retrieval_recall@5 50.0 %"
+    short = "; warning: not of the published size (test 1,000 captions instead of 5,000)"
+    assert headline(content) == shown + short
+    probe = {"label": "a", "task": "linear_probe", "dataset": "x", "images": {}}
+    probe["metrics"] = {"accuracy": 0.5, "acc1": 0.5, "mean_per_class_recall": 0.25, "best_C": 1.0, "weight_norm": 0.0}
+    assert headline(probe).endswith("; warning: W is 0, so that every image is predicted to be of one class")
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ('{"accuracy": [0.5]}', r"metrics must be numbers or null; accuracy is \[0.5\]"),
+        ('{"accuracy": 1' + "0" * 400 + "}", "metrics must be numbers or null; accuracy is 1000"),
+        ('{"patterns": {"a": {}}}', "metrics must be numbers or null; patterns is "),
+        ("[" * 100_000, "is no JSON"),
+    ],
+)
+def test_metrics_that_are_none(results, tmp_path, metrics, message):
+    source = next(path for path in result_files(results) if path.stem == "pets")
+    (tmp_path / source.parent.name).mkdir()
+    copy = tmp_path / source.parent.name / "pets.json"
+    text = json.dumps(json.loads(source.read_text()) | {"metrics": None})
+    copy.write_text(text.replace('"metrics": null', f'"metrics": {metrics}'))
+    with pytest.raises(ValueError, match=message):
+        read(copy)
 
 
 def test_the_report_of_it_has_every_cell(results, tmp_path):

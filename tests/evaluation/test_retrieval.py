@@ -8,7 +8,7 @@ import pytest
 import torch
 from clip_benchmark.metrics import zeroshot_retrieval
 from support.common import read_tar, write_tar
-from support.evaluation_data import LIMIT, paper_subject
+from support.evaluation_data import LIMIT, measure, paper_subject
 
 from diffclip_openclip.data.catalog import RETRIEVAL, DataSet
 from diffclip_openclip.data.layout import locate
@@ -21,7 +21,8 @@ from diffclip_openclip.evaluation.evaluator import Compute, Subject
 def test_recall_by_brute_force(loaded, suite, tmp_path, precision):
     compute = Compute(workers=1, batch_size=1000, precision=precision)
     subject = paper_subject(loaded, "flickr8k", suite, tmp_path, compute)
-    ((metrics, images, _),) = retrieval.run(subject)
+    ((metrics, images, _, captions),) = measure(retrieval, subject)
+    assert captions == {"test": 2 * 8 * LIMIT}
     assert images == {"test": 8 * LIMIT}
     (shard,) = subject.location.shards("test")
     samples = list(read_shard(shard, ("txt",), loaded.preprocess))
@@ -64,8 +65,10 @@ def test_ranks_by_hand():
 def test_recalls_are_clip_benchmarks(loaded, suite, tmp_path):
     compute = Compute(workers=0)
     subject = paper_subject(loaded, "flickr8k", suite, tmp_path, compute)
-    ((metrics, _, outcomes),) = retrieval.run(subject)
-    batches = [(images, [text.splitlines() for text in texts]) for _, images, texts in subject.test_batches("txt")]
+    ((metrics, _, outcomes, _),) = measure(retrieval, subject)
+    (shard,) = subject.location.shards("test")
+    samples = [(image, text.splitlines()) for image, text in read_shard(shard, ("txt",), loaded.preprocess)]
+    batches = [(torch.stack([image for image, _ in samples]), [lines for _, lines in samples])]
     theirs = zeroshot_retrieval.evaluate(
         loaded.model, batches, loaded.tokenizer, device="cpu", amp=False, recall_k_list=[1, 5, 10]
     )
@@ -85,7 +88,8 @@ def test_retrieval_among_fewer_than_ten(loaded, suite, tmp_path, images, caption
     (tmp_path / "few" / "test" / "nshards.txt").write_text("1")
     location = locate("few", ["test"], [str(tmp_path)])
     few = DataSet("few", "few", (RETRIEVAL,), {"test": None})
-    ((metrics, counts, _),) = retrieval.run(Subject(loaded, few, location, Compute(workers=0, batch_size=4), tmp_path))
+    subject = Subject(loaded, few, location, Compute(workers=0, batch_size=4), tmp_path)
+    ((metrics, counts, _, _),) = measure(retrieval, subject)
     assert counts == {"test": images}
     finite = {name for name, value in metrics.items() if math.isfinite(value)}
     assert len(metrics) == 6

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 from support.common import read_tar, run_host, script, write_tar
-from support.evaluation_data import LIMIT, locate_paper, paper_subject
+from support.evaluation_data import LIMIT, locate_paper, measure, paper_subject
 
 from diffclip_openclip.data.shards import read_shard
 from diffclip_openclip.evaluation import zero_shot
@@ -19,11 +19,11 @@ def test_zero_shot_is_clip_benchmarks(loaded, suite, checkpoint, tmp_path):
     root = shutil.copytree(suite / "imagenet-r", tmp_path / "imagenet-r")
     plain = shutil.copy(checkpoint, tmp_path / "plain.pt")  # clip_benchmark does not read params.txt
     model = load_model(f"DiffCLIP-nano,{plain}")
-    measured = list(zero_shot.run(paper_subject(model, "imagenet-r", tmp_path, tmp_path / "memory")))
+    measured = measure(zero_shot, paper_subject(model, "imagenet-r", tmp_path, tmp_path / "memory"))
     ours = dict(zip(zero_shot.TEMPLATE_SETS, (each.metrics for each in measured), strict=True))
     count = LIMIT * len((root / "classnames.txt").read_text().splitlines())
     assert [each.images for each in measured] == [{"test": count}] * 2
-    for metrics, _, outcomes in measured:
+    for metrics, _, outcomes, _ in measured:
         assert outcomes["label"].tolist() == [label for _, label in _samples(tmp_path)]
         assert outcomes["correct1"].mean() == pytest.approx(metrics["acc1"])
         assert outcomes["correct5"].mean() == pytest.approx(metrics["acc5"])
@@ -55,7 +55,10 @@ def test_the_order_of_outcomes_does_not_depend_on_the_workers(loaded, suite, tmp
     (tmp_path / "imagenet-r" / "test" / "nshards.txt").write_text("3")
     shutil.copy(suite / "imagenet-r" / "classnames.txt", tmp_path / "imagenet-r")
     of_workers = [
-        list(zero_shot.run(paper_subject(loaded, "imagenet-r", tmp_path, tmp_path, Compute(workers=n, batch_size=7))))
+        measure(
+            zero_shot,
+            paper_subject(loaded, "imagenet-r", tmp_path, tmp_path / str(n), Compute(workers=n, batch_size=7)),
+        )
         for n in (0, 2)
     ]
     for alone, shared in zip(*of_workers, strict=True):
@@ -66,5 +69,5 @@ def test_the_order_of_outcomes_does_not_depend_on_the_workers(loaded, suite, tmp
 def test_a_label_beyond_the_class_names(loaded, suite, tmp_path):
     shutil.copytree(suite / "imagenet-r", tmp_path / "imagenet-r")
     (tmp_path / "imagenet-r" / "classnames.txt").write_text("a\nb\n")
-    with pytest.raises(ValueError, match=r"its classnames\.txt 2 lines"):
-        list(zero_shot.run(paper_subject(loaded, "imagenet-r", tmp_path, tmp_path)))
+    with pytest.raises(ValueError, match=r"the sample \w+ is of class 7, and its classnames\.txt has 2 lines"):
+        measure(zero_shot, paper_subject(loaded, "imagenet-r", tmp_path, tmp_path))

@@ -146,6 +146,7 @@ def test_scores_follow_from_their_outcomes(tmp_path):
     answers["f1"] = 2 * precision * recall / (precision + recall)
     pattern = np.arange(135) // 15
     shares = {name: float(hit[:135][pattern == place].mean()) for place, name in enumerate(MMVP_PATTERNS)}
+    scores = ("text", "image", "group")
     written = [
         ("zeroshot_classification", "imagenet1k", {"acc1": hit.mean()}, {"correct1": hit, "label": label}),
         ("linear_probe", "pets", {"accuracy": per_class}, {"correct": hit, "label": label}),
@@ -153,13 +154,20 @@ def test_scores_follow_from_their_outcomes(tmp_path):
         ("few_shot", "dtd", {"accuracy": label.mean() / 5, "ci95": 0.02}, {"accuracy": label / 5}),
         ("zeroshot_retrieval", "flickr8k", recalls, ranks | {"image_of_text": np.arange(80).repeat(5)}),
         ("mmvp", "mmvp", {"patterns": shares}, {"hit": hit[:135], "pattern": pattern}),
+        ("sugar_crepe", "sugar_crepe", {"kinds": {}, "mean": per_class}, {"correct": hit, "kind": label}),
+        (
+            "winoground",
+            "winoground",
+            {f"{name}_score": float(hit.mean()) for name in scores},
+            dict.fromkeys(scores, hit),
+        ),
         ("pope", "pope_random", answers, {"correct": right, "label": yes}),
     ]
     for task, dataset, metrics, arrays in written:
         put_outcomes(put(tmp_path, DIFF, task, dataset, metrics, templates="paper-7"), **arrays)
     (model,) = read_models(tmp_path)
     own = {key: score for key, score in model.scores.items() if not key.startswith("mmvp/mean")}
-    assert len(own) == 1 + 2 + 1 + 6 + 9 + 5
+    assert len(own) == 1 + 2 + 1 + 6 + 9 + 1 + 3 + 5
     for key, score in own.items():
         (one,) = score.outcomes
         if one.classes is None:

@@ -15,8 +15,8 @@ from support.common import REPOSITORY
 from diffclip_cli.main import main
 from diffclip_openclip.data.catalog import find_data_set
 from diffclip_openclip.data.layout import Location, locate
-from diffclip_openclip.evaluation.evaluator import Compute, Subject
-from diffclip_openclip.evaluation.features import Features
+from diffclip_openclip.evaluation.evaluator import Compute, Evaluator, Measurement, Subject
+from diffclip_openclip.evaluation.features import BACKBONE, Features, compute_features, read_features
 from diffclip_openclip.weights.loading import LoadedModel
 
 sys.path.insert(0, str(REPOSITORY / "examples" / "emoji"))
@@ -75,6 +75,16 @@ def paper_subject(
 ) -> Subject:
     """Make a subject of one of the paper's data sets below ``root``."""
     return Subject(loaded, find_data_set(name), locate_paper(name, root), compute or Compute(), cache_dir)
+
+
+def measure(evaluator: Evaluator, subject: Subject) -> list[Measurement]:
+    """Compute what a protocol scores, and score it."""
+    return list(evaluator.score(subject, compute_features(subject, evaluator.READING)))
+
+
+def extract(subject: Subject, split: str) -> Features:
+    """Return the features of a split for linear probe and few-shot."""
+    return read_features(compute_features(subject, BACKBONE)[split], "cpu")
 
 
 def arguments(spec: str, data: Path, output: Path) -> list[str]:

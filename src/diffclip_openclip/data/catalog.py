@@ -18,7 +18,9 @@ RETRIEVAL = "zeroshot_retrieval"
 LINEAR_PROBE = "linear_probe"
 FEW_SHOT = "few_shot"
 MMVP = "mmvp"
-TASKS = (ZERO_SHOT, RETRIEVAL, LINEAR_PROBE, FEW_SHOT, MMVP)  # those of ``diffclip evaluate``
+SUGAR_CREPE = "sugar_crepe"
+WINOGROUND = "winoground"
+TASKS = (ZERO_SHOT, RETRIEVAL, LINEAR_PROBE, FEW_SHOT, MMVP, SUGAR_CREPE, WINOGROUND)  # those of ``diffclip evaluate``
 POPE = "pope"  # scores answers instead of a data set's images
 
 # Sources: the form of ``diffclip data`` that writes a data set.
@@ -28,10 +30,6 @@ TORCHVISION = "torchvision"
 MMVP_QUESTIONS = "mmvp"
 SUGAR_CREPE_QUESTIONS = "sugar-crepe"
 WINOGROUND_EXAMPLES = "winoground"
-
-# Names of data sets that have a form and a protocol of their own.
-SUGAR_CREPE = "sugar_crepe"
-WINOGROUND = "winoground"
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,7 @@ class DataSet:
     source: str | None = None  # the form of ``diffclip data`` that writes it; None for a user's own data set
     paper: tuple[str, ...] = ()  # the tables and figures of the paper that show it
     mean_per_class: bool = False  # the linear probe's accuracy is the mean of the classes' recall; otherwise top-1
+    more_tasks: tuple[str, ...] = ()  # what can be measured on it beside the paper's tasks, where it is asked for
     synsets: str | None = None  # file of WordNet ids by label in timm's package (timm@1.0.31:timm/data/_info)
 
 
@@ -63,7 +62,16 @@ def _captioned(name: str, title: str, images: int, captions: int) -> DataSet:
 def _probed(name: str, title: str, mean_per_class: bool = False, **images: int) -> DataSet:
     # Without an official split ``val``, a fifth of train is held out at evaluation.
     tasks = (LINEAR_PROBE, FEW_SHOT)
-    return DataSet(name, title, tasks, images, source=TORCHVISION, paper=("Table 1",), mean_per_class=mean_per_class)
+    return DataSet(
+        name,
+        title,
+        tasks,
+        images,
+        source=TORCHVISION,
+        paper=("Table 1",),
+        mean_per_class=mean_per_class,
+        more_tasks=(ZERO_SHOT,),
+    )
 
 
 _SYNSETS = "imagenet_synsets.txt"
@@ -87,8 +95,8 @@ DATA_SETS = (
     _probed("cifar100", "CIFAR100", train=50_000, test=10_000),
     _probed("food101", "Food-101", train=75_750, test=25_250),
     DataSet("mmvp", "MMVP-VLM", (MMVP,), {"test": 270}, source=MMVP_QUESTIONS, paper=("Figure 4",)),
-    DataSet(SUGAR_CREPE, "SugarCrepe", (), {"test": 1_560}, source=SUGAR_CREPE_QUESTIONS),
-    DataSet(WINOGROUND, "Winoground", (), {"test": 800}, source=WINOGROUND_EXAMPLES),
+    DataSet(SUGAR_CREPE, "SugarCrepe", (SUGAR_CREPE,), {"test": 1_560}, source=SUGAR_CREPE_QUESTIONS),
+    DataSet(WINOGROUND, "Winoground", (WINOGROUND,), {"test": 800}, source=WINOGROUND_EXAMPLES),
 )
 
 # MMVP-VLM's patterns in the benchmark's order (tsb0601/MMVP@7635005:scripts/evaluate_vlm.py).

@@ -44,7 +44,9 @@ def _shown(data: bytes) -> str:
 
 
 # What becomes of a sample's files, by extension.
-_DECODERS: Mapping[str, Callable[[bytes], Any]] = {"cls": _label, "txt": _captions, "json": json.loads}
+_KEY = "__key__"  # webdataset's name for a sample's key
+_DECODERS: Mapping[str, Callable[[bytes], Any]] = {"cls": _label, "txt": _captions, "json": json.loads, _KEY: str}
+_PATIENCE = 600  # seconds without a batch: a slow disk takes less, a worker that was killed never gives one
 
 
 class Batch(NamedTuple):
@@ -52,58 +54,73 @@ class Batch(NamedTuple):
 
     shard: int  # the shard's number among those that are read
     images: torch.Tensor | None = None  # (B, 3, H, W); None at the shard's end
-    values: tuple[Any, ...] = ()  # the field of each image's sample
+    keys: tuple[str, ...] = ()  # the key of each image's sample
+    values: tuple[tuple[Any, ...], ...] = ()  # the fields of each image's sample
     error: str | None = None  # why the shard cannot be read further
 
 
 def batches(
     shards: Sequence[Shard],
-    field: str,
+    fields: Sequence[str],
     transform: Callable[[Any], torch.Tensor],
     *,
     batch_size: int,
     workers: int,
     pin_memory: bool,
+    patience: int = _PATIENCE,
 ) -> Iterator[Batch]:
     """Read shards in batches that cross no shard's end; each shard's last batch is its end, without images.
 
     Args:
-        field: the extension of what is given beside each image: cls, txt or json.
+        fields: the extensions of what is given beside each image: cls, txt or json.
         transform: makes a tensor (3, H, W) of an RGB image.
         workers: processes that decode, a shard each at a time; with 0 this process does.
         pin_memory: whether the images are put into memory from which a GPU copies them asynchronously.
 
+        patience: seconds to wait for a batch of the workers.
+
     Raises:
         ValueError: a shard that cannot be read; its name is in the message.
+        TimeoutError: the workers give no batch any more.
     """
+    workers = min(workers, len(shards))
     loader = DataLoader(
-        _ShardBatches(shards, field, transform, batch_size),
+        _ShardBatches(shards, fields, transform, batch_size),
         batch_size=None,
-        num_workers=min(workers, len(shards)),
+        num_workers=workers,
         pin_memory=pin_memory,
+        timeout=patience if workers else 0,
     )
-    for batch in loader:
-        if batch.error is not None:
-            raise ValueError(batch.error)
-        yield batch
+    try:
+        for batch in loader:
+            if batch.error is not None:
+                raise ValueError(batch.error)
+            yield batch
+    except RuntimeError as error:  # of the loader
+        if "timed out" not in str(error):
+            raise
+        raise TimeoutError(
+            f"{workers} workers gave no batch for {patience} seconds; give fewer --workers, or 0 to decode without"
+        ) from error
 
 
 class _ShardBatches(IterableDataset[Batch]):
     """Decode whole shards, so that a shard's samples keep their order whatever the number of workers."""
 
     def __init__(
-        self, shards: Sequence[Shard], field: str, transform: Callable[[Any], torch.Tensor], batch_size: int
+        self, shards: Sequence[Shard], fields: Sequence[str], transform: Callable[[Any], torch.Tensor], batch_size: int
     ) -> None:
-        self.shards, self.field, self.transform, self.batch_size = shards, field, transform, batch_size
+        self.shards, self.fields, self.transform, self.batch_size = shards, fields, transform, batch_size
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
         numbered = list(enumerate(self.shards))
         for index, shard in numbered if worker is None else numbered[worker.id :: worker.num_workers]:
             try:
-                for samples in _in_batches(read_shard(shard, (self.field,), self.transform), self.batch_size):
-                    images, values = zip(*samples, strict=True)
-                    yield Batch(index, torch.stack(images), values)
+                read = read_shard(shard, (_KEY, *self.fields), self.transform)
+                for samples in _in_batches(read, self.batch_size):
+                    images, keys, *columns = zip(*samples, strict=True)
+                    yield Batch(index, torch.stack(images), keys, tuple(zip(*columns, strict=True)))
                 yield Batch(index)
             except Exception as error:  # as a value: an exception of a worker arrives with its whole traceback in it
                 yield Batch(index, error=str(error))
@@ -150,7 +167,7 @@ def _decoded(sample: Mapping[str, Any], fields: Sequence[str], transform: Callab
     """Return a sample's transformed image and the values of its fields."""
     kind = next((kind for kind in EXTENSIONS if kind in sample), None)
     if kind is None or not sample.keys() >= set(fields):
-        wanted = " or ".join(f".{field}" for field in fields)
+        wanted = " or ".join(f".{field}" for field in fields if field != _KEY)
         raise ValueError(f"the sample {sample['__key__']} lacks an image ({', '.join(EXTENSIONS)}) or {wanted}")
     try:
         return transform(decode(sample[kind])), *(_DECODERS[field](sample[field]) for field in fields)

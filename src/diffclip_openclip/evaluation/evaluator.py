@@ -1,12 +1,14 @@
-"""Define the interface of the protocols: what each is given, what it yields, and how it computes.
+"""Define the interface of the protocols: what each needs, what it is given, what it yields, and how it computes.
 
-A protocol is a module with the two functions of :class:`Evaluator` (after big_vision's evaluators,
+A protocol is a module or an object with what :class:`Evaluator` says (after big_vision's evaluators,
 google-research/big_vision@1475d53:big_vision/evaluators). :mod:`.runner` lists them by task.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -14,12 +16,12 @@ import numpy as np
 import torch
 
 from diffclip_openclip.data.catalog import DataSet
-from diffclip_openclip.data.layout import Location, Shard
-from diffclip_openclip.data.shards import Batch, batches
+from diffclip_openclip.data.layout import Location
 from diffclip_openclip.weights.loading import LoadedModel
 
 # What autocast computes in, by open_clip's names.
 PRECISIONS = {"fp32": None, "amp": torch.float16, "amp_bf16": torch.bfloat16}
+_SHARED_MEMORY = Path("/dev/shm")  # Linux's; other systems have no such bound
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,21 @@ class Compute:
         finally:
             torch.set_autocast_dtype(self.device, before)
 
+    def fitted_to_shared_memory(self, image_bytes: int) -> "Compute":
+        """Return the same with as many workers as shared memory has room for.
+
+        Workers hand batches over in shared memory, and wait for ever where it is full: in a container it is 64 MB by
+        default. Each has up to two batches there, and one more is on its way to the device.
+
+        Args:
+            image_bytes: of an image as the model takes it.
+        """
+        if not self.workers or not _SHARED_MEMORY.is_dir():
+            return self
+        beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's processes on this machine
+        batches = shutil.disk_usage(_SHARED_MEMORY).free // (self.batch_size * image_bytes * beside)
+        return replace(self, workers=min(self.workers, max(0, (batches - 1) // 2)))
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -77,28 +94,18 @@ class Subject:
     location: Location
     compute: Compute
     cache_dir: Path  # a folder for what is computed once: features, classifiers, hashes of shards
-    shared: dict[str, Any] = field(default_factory=dict)  # values that several protocols take of this subject, by name
 
-    def batches(self, shards: Sequence[Shard], field: str, transform: Any) -> Iterator[Batch]:
-        """Read shards in batches as ``compute`` says; see :func:`diffclip_openclip.data.shards.batches`."""
-        compute = self.compute
-        return batches(
-            shards,
-            field,
-            transform,
-            batch_size=compute.batch_size,
-            workers=compute.workers,
-            pin_memory=compute.device == "cuda",
-        )
 
-    def test_batches(self, field: str) -> Iterator[tuple[int, torch.Tensor, tuple[Any, ...]]]:
-        """Read the split ``test``: a shard's number, images as the model wants them, (B, 3, H, W), ``field`` of each.
+@dataclass(frozen=True)
+class Reading:
+    """Describe what is computed of the samples of a data set's shards, before they are scored."""
 
-        Workers read several shards at once, so that batches of different shards come in turns.
-        """
-        for batch in self.batches(self.location.shards("test"), field, self.loaded.preprocess):
-            if batch.images is not None:
-                yield batch.shard, batch.images, batch.values
+    name: str  # of the folder in the cache, with what the values are of
+    fields: tuple[str, ...]  # extensions of the files that are read beside each image
+    splits: tuple[str, ...] | None = ("test",)  # the splits that are read; None for all of the data set's
+    in_backbone: bool = False  # features before the projection to the joint space, instead of embeddings in it
+    # Gives the texts of a sample, of the values of its fields; they are embedded with the image.
+    texts: Callable[..., Sequence[str]] | None = None
 
 
 class Variant(NamedTuple):
@@ -114,15 +121,22 @@ class Measurement(NamedTuple):
     metrics: Mapping[str, Any]  # fractions from 0 to 1 by name, NaN where there is none; and what else is reported
     images: Mapping[str, int]  # the number of images that it is of, by split
     outcomes: Mapping[str, np.ndarray]  # what became of each sample, by name, in the order of the shards' samples
+    captions: Mapping[str, int] | None = None  # the number of captions by split, in retrieval
+
+
+# Files with what was computed of each shard, by split and in order.
+Computed = Mapping[str, Sequence[Path]]
 
 
 class Evaluator(Protocol):
-    """Measure one task."""
+    """Measure one task: score what :attr:`READING` says is computed."""
+
+    READING: Reading
 
     def variants(self, data_set: DataSet, location: Location, seed: int) -> Sequence[Variant]:
         """List the results that the task has on a data set."""
         ...
 
-    def run(self, subject: Subject) -> Iterable[Measurement]:
+    def score(self, subject: Subject, computed: Computed) -> Iterable[Measurement]:
         """Yield the measurement of each variant, in their order."""
         ...

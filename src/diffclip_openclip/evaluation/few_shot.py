@@ -14,9 +14,11 @@ from tqdm import tqdm
 
 from diffclip_openclip.data.catalog import DataSet
 from diffclip_openclip.data.layout import Location
-from diffclip_openclip.evaluation.evaluator import Measurement, Subject, Variant
-from diffclip_openclip.evaluation.features import Features, read_splits
+from diffclip_openclip.evaluation.evaluator import Computed, Measurement, Subject, Variant
+from diffclip_openclip.evaluation.features import BACKBONE, Features
+from diffclip_openclip.evaluation.linear_probe import read_splits
 
+READING = BACKBONE
 EPISODES, WAYS, SHOTS, QUERIES = 5000, 5, 5, 6
 _CHUNK = 100  # episodes computed at once, to bound the memory of their features
 
@@ -26,9 +28,9 @@ def variants(data_set: DataSet, location: Location, seed: int) -> list[Variant]:
     return [Variant(seed=seed)]
 
 
-def run(subject: Subject) -> Iterator[Measurement]:
+def score(subject: Subject, computed: Computed) -> Iterator[Measurement]:
     """Yield the accuracy over the episodes; see :func:`episode_accuracies`."""
-    splits = read_splits(subject)
+    splits = read_splits(computed, subject.compute)
     accuracies = episode_accuracies(splits.train, splits.test, seed=subject.compute.seed, title=subject.data_set.name)
     yield Measurement(summary(accuracies), splits.images, {"accuracy": accuracies})
 

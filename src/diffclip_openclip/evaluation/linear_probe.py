@@ -4,9 +4,10 @@ Source: paper, section 4.1 (protocol of LGSSL, arXiv 2302.12248), mbanani/lgssl@
 and logistic_regression.py. Shape legend: B images, C width of the features, K classes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +15,10 @@ from tqdm import tqdm
 
 from diffclip_openclip.data.catalog import DataSet
 from diffclip_openclip.data.layout import Location
-from diffclip_openclip.evaluation.evaluator import Measurement, Subject, Variant
-from diffclip_openclip.evaluation.features import Features, join, read_splits
+from diffclip_openclip.evaluation.evaluator import Compute, Computed, Measurement, Subject, Variant
+from diffclip_openclip.evaluation.features import BACKBONE, Features, join, read_features
 
+READING = BACKBONE
 COARSE = tuple(10.0**exponent for exponent in range(-6, 7, 2))  # the values of C that are tried first
 _FINE = 29  # points from two decades below the best coarse C to two above
 _MAX_ITER = 1000
@@ -27,15 +29,54 @@ def variants(data_set: DataSet, location: Location, seed: int) -> list[Variant]:
     return [Variant(seed=seed)]
 
 
-def run(subject: Subject) -> Iterator[Measurement]:
+def score(subject: Subject, computed: Computed) -> Iterator[Measurement]:
     """Yield the accuracy of the probe with the best C; see :func:`score_probe`."""
-    splits, data_set = read_splits(subject), subject.data_set
+    splits, data_set = read_splits(computed, subject.compute), subject.data_set
     metrics, predicted = score_probe(
         splits.train, splits.val, splits.test, per_class=data_set.mean_per_class, title=data_set.name
     )
     label = splits.test.labels.cpu()
     outcomes = {"correct": (predicted == label).numpy(), "label": label.numpy()}
     yield Measurement(metrics, splits.images, outcomes)
+
+
+class Splits(NamedTuple):
+    """Hold the features that linear probe and few-shot take."""
+
+    train: Features
+    val: Features
+    test: Features
+    images: Mapping[str, int]  # the number of images of each split of the data set
+
+
+def read_splits(computed: Computed, compute: Compute) -> Splits:
+    """Return a data set's features on the device; without a split ``val``, a fifth of train is held out.
+
+    Raises:
+        ValueError: as :func:`hold_out`.
+    """
+    parts = {split: read_features(files, compute.device) for split, files in computed.items()}
+    images = {split: len(part.labels) for split, part in parts.items()}
+    train, val = parts["train"], parts.get("val")
+    if val is None:
+        train, val = hold_out(train, compute.seed)
+    return Splits(train, val, parts["test"], images)
+
+
+def hold_out(train: Features, seed: int) -> tuple[Features, Features]:
+    """Divide the training samples into four fifths and one fifth, for data sets without a validation split.
+
+    tensorflow_datasets' train[:80%] of the protocol is a part of its own random order; here the order is drawn from
+    ``seed``.
+
+    Raises:
+        ValueError: so few samples that nothing is held out.
+    """
+    order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(seed))
+    cut = round(0.8 * len(order))
+    if cut == len(order):
+        raise ValueError(f"the training split has {len(order)} images, too few to hold out a fifth; give a split val")
+    return Features(*(part[order[:cut]] for part in train)), Features(*(part[order[cut:]] for part in train))
 
 
 @dataclass(frozen=True)
@@ -48,6 +89,11 @@ class Probe:
     def predict(self, features: torch.Tensor) -> torch.Tensor:
         """Return the class indices (B,) of features (B, C)."""
         return F.linear(features, self.weight, self.bias).argmax(dim=1)
+
+    @property
+    def is_constant(self) -> bool:
+        """Tell whether W = 0, so that every image is predicted to be of one class."""
+        return not self.weight.any()
 
 
 def objective(weight: torch.Tensor, bias: torch.Tensor, data: Features, C: float) -> torch.Tensor:
@@ -111,14 +157,14 @@ def accuracy(predicted: torch.Tensor, labels: torch.Tensor, per_class: bool) -> 
     return (sums / index.bincount()).mean().item()
 
 
-def search(score: Callable[[float], float]) -> float:
+def search(score: Callable[[float], Any]) -> float:
     """Find the C of the best validation ``score``: coarse values, then halving 29 finer ones around the best.
 
     Of equal scores the first that was computed counts.
     """
-    scores: dict[float, float] = {}
+    scores: dict[float, Any] = {}
 
-    def known(C: float) -> float:
+    def known(C: float) -> Any:
         if C not in scores:
             scores[C] = score(C)
         return scores[C]
@@ -140,12 +186,23 @@ def search(score: Callable[[float], float]) -> float:
     return max(fine, key=scores.__getitem__)
 
 
-def _validation_score(train: Features, val: Features, num_classes: int, per_class: bool, bar: tqdm, C: float) -> float:
-    """Score one C on the validation split, and show it."""
-    value = accuracy(fit(train, num_classes, C).predict(val.features), val.labels, per_class)
+def _validation_score(
+    train: Features, val: Features, num_classes: int, per_class: bool, bar: tqdm, C: float
+) -> tuple[float, bool]:
+    """Score one C on the validation split, and show it; behind the accuracy stands whether W is not 0.
+
+    A probe that looks at no feature must not lead the search: it predicts the largest class, which among unequal
+    classes is hard to beat. LGSSL's L-BFGS does not get to that bias. It stays at W = b = 0, whose first class is what
+    is predicted, and so that is what such a C scores. Of equal scores a probe that looks at its features is better.
+    """
+    probe = fit(train, num_classes, C)
     bar.update()
+    if probe.is_constant:
+        value = accuracy(torch.zeros_like(val.labels), val.labels, per_class)
+    else:
+        value = accuracy(probe.predict(val.features), val.labels, per_class)
     bar.set_postfix_str(f"C = {C:.3g}: {100 * value:.1f} %")
-    return value
+    return value, not probe.is_constant
 
 
 def score_probe(
@@ -158,8 +215,8 @@ def score_probe(
         title: the data set's name, for the progress bar.
 
     Returns:
-        accuracy (the paper's for the data set), acc1, mean_per_class_recall, best_C; and the class indices that are
-        predicted on ``test``, (B,), on the CPU.
+        accuracy (the paper's for the data set), acc1, mean_per_class_recall, best_C, weight_norm (||W||; 0 is a probe
+        that looks at no feature); and the class indices that are predicted on ``test``, (B,), on the CPU.
     """
     num_classes = int(max(part.labels.max() for part in (train, val, test))) + 1
     with tqdm(desc=f"linear probe of {title}", unit=" fits", leave=False) as bar:
@@ -169,4 +226,4 @@ def score_probe(
     acc1, mean_per_class = (accuracy(predicted, test.labels, kind) for kind in (False, True))
     chosen = mean_per_class if per_class else acc1
     metrics = {"accuracy": chosen, "acc1": acc1, "mean_per_class_recall": mean_per_class, "best_C": best_C}
-    return metrics, predicted
+    return metrics | {"weight_norm": probe.weight.norm().item()}, predicted

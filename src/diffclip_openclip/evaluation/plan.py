@@ -1,8 +1,9 @@
 """Decide what is evaluated on what: the paper's data sets, or those that are named, by the tasks that they are for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from diffclip_openclip.data.catalog import (
     DATA_SETS,
@@ -14,7 +15,16 @@ from diffclip_openclip.data.catalog import (
     known_data_set,
 )
 from diffclip_openclip.data.layout import Location, locate
+from diffclip_openclip.weights.runs import TrainingRun, epoch_of
 from diffclip_openclip.weights.spec import parse_spec
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """Name a model with what is known of its training."""
+
+    spec: str  # as the command line names it
+    provenance: Mapping[str, Any]  # the fields of results that say it
 
 
 @dataclass(frozen=True)
@@ -23,6 +33,7 @@ class Job:
 
     spec: str  # the model, as the command line names it
     label: str  # the model's name in tables
+    provenance: Mapping[str, Any]  # the run that the checkpoint is from and its epoch, where they are known
     data_set: DataSet  # the data set, with the tasks that are wanted
     location: Location
 
@@ -32,11 +43,13 @@ def plan(
 ) -> tuple[list[Job], list[str]]:
     """Return the jobs whose data are there, a model after another, and a line for each data set that is missing.
 
+    A training run's folder is all of its checkpoints, the first one first.
+
     A data set that is not the paper's is for what its layout allows: retrieval for captions, zero-shot classification
     with class names, linear probe and few-shot with a training split.
 
     Args:
-        specs: models; see :func:`~diffclip_openclip.weights.spec.parse_spec`.
+        specs: models; see :func:`~diffclip_openclip.weights.spec.parse_spec`. ``RUN`` and ``NAME,RUN`` are a run.
         roots: see :func:`~diffclip_openclip.data.layout.locate`.
         names: data sets; all of the paper's by default.
         tasks: those that count; all by default.
@@ -46,23 +59,40 @@ def plan(
         FileNotFoundError: a named data set, a directory or a checkpoint that is not there.
         OSError: a URL that cannot be reached.
     """
-    labels = {spec: parse_spec(spec).label for spec in specs}
+    checkpoints = {found.spec: found for spec in specs for found in _checkpoints(spec)}
     wanted = [data_set for name in dict.fromkeys(names) if (data_set := known_data_set(name))] if names else DATA_SETS
     found = [(data_set, locate(data_set.name, tuple(data_set.splits), roots)) for data_set in wanted]
     found += [_own(name, roots) for name in dict.fromkeys(names) if known_data_set(name) is None]
     chosen = [(_limited(data_set, tasks), location) for data_set, location in found]
     jobs = [
-        Job(spec, label, data_set, location)
-        for spec, label in labels.items()
+        Job(found.spec, parse_spec(found.spec).label, found.provenance, data_set, location)
+        for found in checkpoints.values()
         for data_set, location in chosen
         if location is not None and data_set.tasks
     ]
-    missing = [data_set for data_set, location in chosen if location is None and data_set.tasks]
+    missing = [
+        data_set for data_set, location in chosen if location is None and data_set.tasks and (names or data_set.paper)
+    ]
     return jobs, [
         f"missing: {data_set.name}, splits {', '.join(data_set.splits)}, for {', '.join(data_set.tasks)}; "
         "`diffclip data` prepares it (docs/data.md)"
         for data_set in missing
     ]
+
+
+def _checkpoints(spec: str) -> Iterator[_Checkpoint]:
+    """Yield a model's checkpoints: all of a training run's folder, or the one that is named."""
+    name, _, place = spec.rpartition(",")
+    run = TrainingRun.at(Path(place)) if place else None
+    if run is not None and run.is_there:
+        if not (name or run.model):
+            raise ValueError(f"{spec} does not say its model, as it has no params.txt; name it, too: NAME,{spec}")
+        for epoch, file in run.checkpoints().items():
+            yield _Checkpoint(f"{name or run.model},{file}", {"run": run.name, "epoch": epoch})
+        return
+    checkpoint = parse_spec(spec).checkpoint
+    known = {"run": TrainingRun.of_checkpoint(checkpoint).name, "epoch": epoch_of(checkpoint)} if checkpoint else {}
+    yield _Checkpoint(spec, {name: value for name, value in known.items() if value not in ("", None)})
 
 
 def _own(name: str, roots: Sequence[str]) -> tuple[DataSet, Location]:
@@ -88,5 +118,6 @@ def _own(name: str, roots: Sequence[str]) -> tuple[DataSet, Location]:
 
 
 def _limited(data_set: DataSet, tasks: Sequence[str]) -> DataSet:
-    """Return the data set with those of its tasks that are wanted."""
-    return replace(data_set, tasks=tuple(task for task in data_set.tasks if not tasks or task in tasks))
+    """Return the data set with those of its tasks that are wanted; by default the paper's, or all of another's."""
+    possible = (*data_set.tasks, *data_set.more_tasks)
+    return replace(data_set, tasks=tuple(task for task in possible if task in tasks) if tasks else data_set.tasks)

@@ -19,8 +19,11 @@ _ANSWER_KEYS = ("text", "answer", "response", "outputs")
 
 
 def is_yes(answer: str) -> bool:
-    """Tell whether an answer is a yes: it is, unless "No", "no" or "not" is a word of its first sentence."""
-    words = answer.partition(".")[0].replace(",", "").split()
+    r"""Tell whether an answer is a yes: it is, unless "No", "no" or "not" is a word of its first sentence.
+
+    Words end at spaces alone, as in POPE's script, so that "No\n" is a yes.
+    """
+    words = answer.partition(".")[0].replace(",", "").split(" ")
     return not {"No", "no", "not"} & set(words)
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,11 +25,13 @@ from diffclip_openclip.data.catalog import (
     MMVP,
     POPE,
     RETRIEVAL,
+    SUGAR_CREPE,
     TASKS,
+    WINOGROUND,
     ZERO_SHOT,
     deviations,
 )
-from diffclip_openclip.files import sha256, staged
+from diffclip_openclip.files import kept, sha256
 
 RESULT_TASKS = (*TASKS, POPE)
 _PACKAGES = ("diffclip-openclip", "open_clip_torch", "clip_benchmark", "timm", "torch", "transformers", "webdataset")
@@ -69,6 +72,9 @@ FIELDS: Mapping[str, _Field] = {
     # of weights, architecture and preprocessing; for POPE, of the answers
     "checkpoint_sha256": _Field(_STRING_OR_NULL, required=True),
     "dataset_sha256": _Field(_STRING_OR_NULL),  # of shards and class names; for POPE, of the questions
+    # The training run that a checkpoint is from, and its epoch, where they are known.
+    "run": _Field(_STRING_OR_NULL),
+    "epoch": _Field(_WHOLE_OR_NULL),
     # Settings that the metrics depend on.
     "precision": _Field(_STRING, required=True),
     "seed": _Field(_WHOLE_OR_NULL),
@@ -76,6 +82,7 @@ FIELDS: Mapping[str, _Field] = {
     "metrics": _Field(_OBJECT, required=True),  # fractions by name, null where there is none
     "outcomes_sha256": _Field(_STRING_OR_NULL),  # of the file of outcomes that belongs to this one
     "images": _Field(_OBJECT, required=True),  # the number of images by split
+    "captions": _Field(_OBJECT),  # the number of captions by split, in retrieval
     # Where the numbers come from.
     "versions": _Field(_OBJECT, required=True),
     "device": _Field(_STRING_OR_NULL, required=True),
@@ -96,8 +103,21 @@ OUTCOMES: Mapping[str, Mapping[str, type[np.generic]]] = {
     FEW_SHOT: {"accuracy": np.float64},
     # by pair of images; ``pattern`` is an index in MMVP_PATTERNS
     MMVP: {"hit": np.uint8, "pattern": np.uint8},
+    # by question; ``kind`` is an index in SUGAR_CREPE_KINDS
+    SUGAR_CREPE: {"correct": np.uint8, "kind": np.uint8},
+    # by pair: whether each image has its caption, each caption its image, and both
+    WINOGROUND: {"text": np.uint8, "image": np.uint8, "group": np.uint8},
     # by question; whether the answer is right, and whether that is a yes
     POPE: {"correct": np.uint8, "label": np.uint8},
+}
+
+
+# The metrics that a line about a result shows, where these are not the first three.
+_HEADLINES = {
+    RETRIEVAL: ("image_retrieval_recall@5", "text_retrieval_recall@5"),  # of Table 2
+    LINEAR_PROBE: ("accuracy", "acc1", "mean_per_class_recall"),
+    MMVP: ("mean_7", "mean_9"),
+    SUGAR_CREPE: ("mean",),
 }
 
 
@@ -148,6 +168,8 @@ def write(
     device: str,
     seconds: float,
     images: Mapping[str, int] | None = None,
+    captions: Mapping[str, int] | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write a result to its two files, which replace older ones, and return the content of the JSON.
 
@@ -159,27 +181,31 @@ def write(
         outcomes: those of :data:`OUTCOMES` for the task, of any numeric type.
         seconds: how long computing took.
         images: the number of images that it is of, by split.
+        captions: likewise, in retrieval.
+        provenance: the fields ``run`` and ``epoch``, where they are known.
     """
     path = identity.path(results)
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in metrics.items()}
-    content = identity.fields() | {
+    content = identity.fields() | dict(provenance or {})
+    content |= {
         "metrics": plain,
         "outcomes_sha256": _write_outcomes(path.with_suffix(".npz"), outcomes, OUTCOMES[identity.task]),
         "images": dict(images or {}),
+        **({"captions": dict(captions)} if captions else {}),
         "versions": {name: _version(name) for name in _PACKAGES},
         "device": device,
         "seconds": round(seconds, 3),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    with staged(path, overwrite=True) as new:
+    with kept(path) as new:
         new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return content
 
 
 def _write_outcomes(path: Path, outcomes: Mapping[str, np.ndarray], types: Mapping[str, type[np.generic]]) -> str:
     """Write a file of outcomes and return its SHA-256; the same outcomes make the same bytes."""
-    with staged(path, overwrite=True) as new:
+    with kept(path) as new:
         arrays = {name: np.asarray(outcomes[name], dtype) for name, dtype in types.items() if name in outcomes}
         np.savez_compressed(new, allow_pickle=False, **arrays)
         return sha256(new)
@@ -228,7 +254,7 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON or of UTF-8
+    except (ValueError, RecursionError) as error:  # of JSON or of UTF-8
         raise ValueError(f"{path} is no JSON ({error}); run that evaluation again, or remove the file") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no result: its content is a {type(content).__name__}, not an object")
@@ -240,10 +266,24 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} lies in the folder of task {task}, and says that its task is {content['task']!r}")
     for name, field in FIELDS.items():
         if name in content and not isinstance(content[name], field.kind.types):
-            raise ValueError(f"{path}: {name} must be {field.kind.words}, not {content[name]!r}")
-    if not all(isinstance(count, int) for count in content["images"].values()):
-        raise ValueError(f"{path}: images must be numbers of images by split, not {content['images']!r}")
+            raise ValueError(f"{path}: {name} must be {field.kind.words}, not {_shown(content[name])}")
+    for name in ("images", "captions"):
+        if not all(isinstance(count, int) for count in content.get(name, {}).values()):
+            raise ValueError(f"{path}: {name} must be numbers of {name} by split, not {_shown(content[name])}")
+    for name, value in content["metrics"].items():
+        if not all(map(_is_metric, value.values() if isinstance(value, dict) else [value])):
+            raise ValueError(f"{path}: metrics must be numbers or null; {name} is {_shown(value)}")
     return content
+
+
+def _is_metric(value: Any) -> bool:
+    """Tell whether a metric's value may be one: no list, and no whole number that is larger than any float."""
+    return not isinstance(value, list | dict) and not (isinstance(value, int) and abs(value) > sys.float_info.max)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def read_finished(identity: Identity, results: Path) -> dict[str, Any] | None:
@@ -254,7 +294,7 @@ def read_finished(identity: Identity, results: Path) -> dict[str, Any] | None:
     path = identity.path(results)
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     wanted = identity.fields()
     if not isinstance(content, dict) or {key: content.get(key) for key in wanted} != wanted:
@@ -264,10 +304,16 @@ def read_finished(identity: Identity, results: Path) -> dict[str, Any] | None:
 
 
 def headline(content: Mapping[str, Any]) -> str:
-    """Describe a result in one line: its first figures, and whether its data set is whole."""
-    figures = [(key, value) for key, value in content["metrics"].items() if isinstance(value, float)]
-    shown = ", ".join(f"{key} {100 * value:.1f} %" for key, value in figures[:3] if value <= 1)
+    """Describe a result in one line: its first figures, and what is to be known of them."""
+    metrics = content["metrics"]
+    names = _HEADLINES.get(content["task"], tuple(metrics)[:3])
+    figures = [(name, metrics[name]) for name in names if isinstance(metrics.get(name), float)]
+    shown = ", ".join(f"{name} {100 * value:.1f} %" for name, value in figures)
     templates = f" ({content['templates']} templates)" if "templates" in content else ""
-    unlike = deviations(content["dataset"], content["images"])
-    warning = f"; warning: not of the published size ({', '.join(unlike)})" if unlike else ""
+    warnings = []
+    if metrics.get("weight_norm") == 0:
+        warnings.append("W is 0, so that every image is predicted to be of one class")
+    if unlike := deviations(content["dataset"], content["images"], content.get("captions")):
+        warnings.append(f"not of the published size ({', '.join(unlike)})")
+    warning = f"; warning: {'; '.join(warnings)}" if warnings else ""
     return f"{content['label']}: {content['task']} on {content['dataset']}{templates}: {shown}{warning}"

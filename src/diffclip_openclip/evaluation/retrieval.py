@@ -6,17 +6,16 @@ of the joint space.
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from tqdm import tqdm
 
 from diffclip_openclip.data.catalog import RECALL_AT, DataSet
 from diffclip_openclip.data.layout import Location
-from diffclip_openclip.evaluation.evaluator import Measurement, Subject, Variant
+from diffclip_openclip.evaluation.evaluator import Computed, Measurement, Reading, Subject, Variant
+from diffclip_openclip.evaluation.features import read_embedded
 
+READING = Reading("captions", ("txt",), texts=str.splitlines)
 _CHUNK = 1000  # rows of scores computed at once, to bound their memory
 
 
@@ -25,12 +24,16 @@ def variants(data_set: DataSet, location: Location, seed: int) -> list[Variant]:
     return [Variant()]
 
 
-def run(subject: Subject) -> Iterator[Measurement]:
+def score(subject: Subject, computed: Computed) -> Iterator[Measurement]:
     """Yield image_retrieval_recall@k and text_retrieval_recall@k for k of 1, 5 and 10.
 
     They are NaN where there are fewer than k images or captions.
     """
-    image_NC, text_TC, image_of_text_T = _embed(subject)
+    parts = [read_embedded(file) for file in computed["test"]]
+    image_NC, text_TC, text_counts_N = (
+        torch.cat([getattr(part, name) for part in parts]) for name in ("image", "text", "text_counts")
+    )
+    image_of_text_T = torch.arange(len(image_NC)).repeat_interleave(text_counts_N)
     with torch.inference_mode(), subject.compute.autocast():
         text_to_image_T = ranks(text_TC, image_of_text_T, image_NC, torch.arange(len(image_NC)))
         image_to_text_N = ranks(image_NC, torch.arange(len(image_NC)), text_TC, image_of_text_T)
@@ -46,27 +49,7 @@ def run(subject: Subject) -> Iterator[Measurement]:
         "text_to_image_rank": text_to_image_T,
         "image_of_text": image_of_text_T.numpy(),
     }
-    yield Measurement(metrics, {"test": len(image_NC)}, outcomes)
-
-
-def _embed(subject: Subject) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the embeddings of images (N, C) and captions (T, C), and each caption's image (T,), in shards' order."""
-    loaded, compute = subject.loaded, subject.compute
-    model: Any = loaded.model
-    parts: dict[int, list[tuple[torch.Tensor, torch.Tensor, list[int]]]] = {}
-    with tqdm(desc=f"retrieval on {subject.data_set.name}", unit=" images", leave=False) as bar:
-        for shard, images, texts in subject.test_batches("txt"):
-            captions = [text.splitlines() for text in texts]
-            tokens = loaded.tokenizer([line for lines in captions for line in lines])
-            with torch.inference_mode(), compute.autocast():
-                image_embed = F.normalize(model.encode_image(images.to(compute.device, non_blocking=True)), dim=-1)
-                text_embed = F.normalize(model.encode_text(tokens.to(compute.device)), dim=-1)
-            counts = [len(lines) for lines in captions]
-            parts.setdefault(shard, []).append((image_embed.cpu(), text_embed.cpu(), counts))
-            bar.update(len(images))
-    image, text, counts_by_batch = zip(*(part for shard in sorted(parts) for part in parts[shard]), strict=True)
-    counts_N = torch.tensor([count for counts in counts_by_batch for count in counts])
-    return torch.cat(image), torch.cat(text), torch.arange(len(counts_N)).repeat_interleave(counts_N)
+    yield Measurement(metrics, {"test": len(image_NC)}, outcomes, {"test": len(text_TC)})
 
 
 def ranks(

@@ -3,20 +3,26 @@
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from clip_benchmark.metrics.zeroshot_classification import zero_shot_classifier
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from diffclip_openclip.data.catalog import DataSet
+from diffclip_openclip.data.catalog import ZERO_SHOT, DataSet
 from diffclip_openclip.data.layout import Location
-from diffclip_openclip.evaluation.evaluator import Measurement, Subject, Variant
-from diffclip_openclip.files import staged
+from diffclip_openclip.evaluation.evaluator import Computed, Measurement, Reading, Subject, Variant
+from diffclip_openclip.evaluation.features import is_whole, read_embedded
+from diffclip_openclip.files import kept
+from diffclip_openclip.weights.loading import LoadedModel
+
+READING = Reading("embeddings", ("cls",))
+_CHUNK = 1000  # images whose logits are held at once
 
 
 def _strings(templates: Sequence[Any]) -> list[str]:
@@ -33,12 +39,12 @@ TEMPLATE_SETS: Mapping[str, list[str]] = {
 
 
 def templates_of(data_set: DataSet, location: Location) -> Mapping[str, list[str]]:
-    """Return a data set's sets of templates: :data:`TEMPLATE_SETS` for the paper's, else its own or OpenAI's 80.
+    """Return a data set's sets of templates: its own, or OpenAI's 80; what the paper classifies has both its sets.
 
     Raises:
         ValueError: its own templates are none.
     """
-    if data_set.paper:
+    if data_set.paper and ZERO_SHOT not in data_set.more_tasks:
         return TEMPLATE_SETS
     return {"own": location.templates} if location.templates else {"openai-80": TEMPLATE_SETS["openai-80"]}
 
@@ -48,10 +54,10 @@ def variants(data_set: DataSet, location: Location, seed: int) -> list[Variant]:
     return [Variant(templates=name) for name in templates_of(data_set, location)]
 
 
-def run(subject: Subject) -> Iterator[Measurement]:
-    """Yield acc1, acc5 and mean_per_class_recall for each set of templates, in one pass over the images.
+def score(subject: Subject, computed: Computed) -> Iterator[Measurement]:
+    """Yield acc1, acc5 and mean_per_class_recall for each set of templates.
 
-    acc5 is NaN below five classes, as in clip_benchmark. Logits are scored batch by batch: of 50,000 images and two
+    acc5 is NaN below five classes, as in clip_benchmark. Logits are scored shard by shard: of 50,000 images and two
     sets of 1,000 classes they would take 400 MB.
 
     Raises:
@@ -60,38 +66,33 @@ def run(subject: Subject) -> Iterator[Measurement]:
     """
     location, compute = subject.location, subject.compute
     classes = location.class_names
-    with compute.autocast():
-        classifiers = [
-            _classifier(subject, classes, lines) for lines in templates_of(subject.data_set, location).values()
-        ]
+    templates = templates_of(subject.data_set, location)
+    with torch.inference_mode(), compute.autocast():
+        classifiers = [_classifier(subject, classes, lines) for lines in templates.values()]
         # The sets' classifiers side by side are one classifier of more classes.
-        scored = list(_scored_batches(subject, torch.cat(classifiers, dim=1), len(classes)))
+        classifier = torch.cat(classifiers, dim=1)
+        scored = list(chain.from_iterable(_scored(subject, file, classifier, classes) for file in computed["test"]))
     label, *hits_by_set = (np.concatenate(column) for column in zip(*scored, strict=True))
-    order = np.argsort(label[:, 0], kind="stable")  # by shard
-    label = label[order, 1]
     for hits in hits_by_set:
-        yield _measurement(hits[order], label, len(classes))
+        yield _measurement(hits, label, len(classes))
 
 
-def _scored_batches(subject: Subject, classifier: torch.Tensor, num_classes: int) -> Iterator[list[np.ndarray]]:
-    """Yield for each batch its shard and labels (B, 2), and for each set of templates the hits of :func:`_hits`."""
-    model: Any = subject.loaded.model
-    device = subject.compute.device
-    with tqdm(desc=f"zero-shot on {subject.data_set.name}", unit=" images", leave=False) as bar:
-        for shard, images, labels in subject.test_batches("cls"):
-            if max(labels) >= num_classes:
-                raise ValueError(
-                    f"{subject.location.base} has a sample of class {max(labels)}, its classnames.txt {num_classes} "
-                    "lines"
-                )
-            # as clip_benchmark@1.6.2:clip_benchmark/metrics/zeroshot_classification.py, run_classification
-            with torch.inference_mode():
-                image_embed = F.normalize(model.encode_image(images.to(device, non_blocking=True)), dim=-1)
-                logits = (100.0 * image_embed @ classifier).float().cpu()
-            target = torch.tensor(labels)
-            column = np.stack([np.full(len(labels), shard), target.numpy()], axis=1)
-            yield [column, *(_hits(part, target) for part in logits.split(num_classes, dim=1))]
-            bar.update(len(labels))
+def _scored(
+    subject: Subject, file: Path, classifier: torch.Tensor, classes: Sequence[str]
+) -> Iterator[list[np.ndarray]]:
+    """Yield for each chunk of a shard the labels (B,), and for each set of templates the hits of :func:`_hits`."""
+    embedded = read_embedded(file)
+    for key, label in embedded.samples:
+        if label >= len(classes):
+            raise ValueError(
+                f"{subject.location.base}: the sample {key} is of class {label}, and its classnames.txt has "
+                f"{len(classes)} lines"
+            )
+    targets = torch.tensor([label for _, label in embedded.samples])
+    for image, target in zip(embedded.image.split(_CHUNK), targets.split(_CHUNK), strict=True):
+        # as clip_benchmark@1.6.2:clip_benchmark/metrics/zeroshot_classification.py, run_classification
+        logits = (100.0 * image.to(classifier.device) @ classifier).float().cpu()
+        yield [target.numpy(), *(_hits(part, target) for part in logits.split(len(classes), dim=1))]
 
 
 def _hits(logits: torch.Tensor, target: torch.Tensor) -> np.ndarray:
@@ -114,7 +115,7 @@ def _measurement(hits: np.ndarray, label: np.ndarray, num_classes: int) -> Measu
     return Measurement(metrics, {"test": len(label)}, outcomes)
 
 
-def _classifier(subject: Subject, classes: list[str], templates: list[str]) -> torch.Tensor:
+def _classifier(subject: Subject, classes: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
     """Return the text embeddings of the classes, (embed_dim, classes).
 
     They are kept, as ImageNet, V2 and Sketch have the same classes.
@@ -122,11 +123,23 @@ def _classifier(subject: Subject, classes: list[str], templates: list[str]) -> t
     loaded, compute = subject.loaded, subject.compute
     key = hashlib.sha256(repr((loaded.sha256, compute.precision, classes, templates)).encode()).hexdigest()
     file = subject.cache_dir / "classifiers" / f"{key}.safetensors"
-    if not file.is_file():
-        classifier = zero_shot_classifier(
-            loaded.model, loaded.tokenizer, classes, templates, device=compute.device, amp=compute.amp
-        )
+    if not is_whole(file):
+        classifier = embed_classes(loaded, compute.device, classes, templates)
         file.parent.mkdir(parents=True, exist_ok=True)
-        with staged(file, overwrite=True) as new:
+        with kept(file) as new:
             save_file({"classifier": classifier.cpu().contiguous()}, new)
     return load_file(file)["classifier"].to(compute.device)
+
+
+def embed_classes(loaded: LoadedModel, device: str, classes: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
+    """Embed each class as the mean of its templates' embeddings, (embed_dim, classes).
+
+    Source: clip_benchmark@1.6.2:clip_benchmark/metrics/zeroshot_classification.py, zero_shot_classifier.
+    """
+    model: Any = loaded.model
+    means = []
+    for name in tqdm(classes, desc=f"classes in {len(templates)} templates", leave=False):
+        tokens = loaded.tokenizer([template.replace("{c}", name) for template in templates]).to(device)
+        mean = F.normalize(model.encode_text(tokens), dim=-1).mean(dim=0)
+        means.append(mean / mean.norm())
+    return torch.stack(means, dim=1)

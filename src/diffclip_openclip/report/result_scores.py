@@ -18,6 +18,8 @@ from diffclip_openclip.data.catalog import (
     POPE_CATEGORIES,
     RECALL_AT,
     RETRIEVAL,
+    SUGAR_CREPE,
+    WINOGROUND,
     ZERO_SHOT,
     deviations,
     known_data_set,
@@ -99,6 +101,12 @@ def _places(path: Path, task: str, content: Mapping[str, Any]) -> Iterator[_Plac
         for pattern in MMVP_PATTERNS:
             if pattern in patterns:
                 yield _Place(f"mmvp/{pattern}", ("patterns", pattern))
+    elif task == SUGAR_CREPE:
+        if content["metrics"].get("mean") is not None:  # null: without one of the kinds
+            yield _Place(f"{task}/{name}", ("mean",))
+    elif task == WINOGROUND:
+        for metric in ("text_score", "image_score", "group_score"):
+            yield _Place(f"{task}_{metric}/{name}", (metric,))
     else:
         yield _Place(f"{task}/{name}", ("accuracy",))
 
@@ -140,6 +148,11 @@ def _outcomes(
     if task == POPE:
         hits, trials = _answers(arrays, metric)
         return Outcomes(samples, hits, trials)
+    if task == SUGAR_CREPE:  # the mean of the kinds' shares
+        return Outcomes(samples, arrays["correct"], np.ones(len(arrays["correct"])), arrays["kind"])
+    if task == WINOGROUND:
+        hits = arrays[metric.removesuffix("_score")]
+        return Outcomes(samples, hits, np.ones(len(hits)))
     hits = arrays[{"acc1": "correct1", "acc5": "correct5"}.get(metric, "accuracy" if task == FEW_SHOT else "correct")]
     data_set = known_data_set(name)
     per_class = task == "linear_probe" and data_set is not None and data_set.mean_per_class

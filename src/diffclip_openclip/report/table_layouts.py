@@ -193,6 +193,10 @@ _OTHER_MEASURES = {
     "text_retrieval@5": "text R@5",
     "linear_probe": "linear probing",
     "few_shot": "few-shot",
+    "sugar_crepe": "mean of seven kinds",
+    "winoground_text_score": "text score",
+    "winoground_image_score": "image score",
+    "winoground_group_score": "group score",
 }
 OTHER_NAME = "other"
 
@@ -202,7 +206,8 @@ def other_layout(keys: Iterable[str]) -> TableLayout:
     shown = {key for layout in LAYOUTS for key in layout.keys}
     places = sorted({tuple(reversed(key.split("/", 1))) for key in keys if key not in shown})
     measures = list(_OTHER_MEASURES)
-    chosen = [(name, measure) for name, measure in places if measure in measures and known_data_set(name) is None]
+    not_the_papers = {name for name, _ in places if (known := known_data_set(name)) is None or not known.paper}
+    chosen = [(name, measure) for name, measure in places if measure in measures and name in not_the_papers]
     chosen.sort(key=lambda place: (place[0], measures.index(place[1])))
     return TableLayout(
         OTHER_NAME,

@@ -114,8 +114,8 @@ class TrainingRun:
             FileNotFoundError: there is none.
             ValueError: ``epoch_latest.pt`` does not say its epoch, or is damaged.
         """
-        names = {path: re.fullmatch(r"epoch_(\d+)", path.stem) for path in self.checkpoint_folder.glob("*.pt")}
-        found = {int(match[1]): path for path, match in names.items() if match}
+        epochs = {path: epoch_of(path) for path in self.checkpoint_folder.glob("*.pt")}
+        found = {epoch: path for path, epoch in epochs.items() if epoch is not None}
         if (latest := self.checkpoint_folder / _LATEST).is_file():
             found.setdefault(read_epoch(latest), latest)
         if not found:
@@ -124,3 +124,9 @@ class TrainingRun:
                 "as open_clip_train makes it"
             )
         return dict(sorted(found.items()))
+
+
+def epoch_of(checkpoint: Path) -> int | None:
+    """Return the epoch that a checkpoint's name says; None where it says none, as ``epoch_latest.pt``."""
+    match = re.fullmatch(r"epoch_(\d+)", checkpoint.stem)
+    return int(match[1]) if match else None

@@ -151,6 +151,14 @@ def test_splits_of_other_classes_or_kinds_do_not_mix(tmp_path):
             assert tree(tmp_path) == before
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_templates_that_were_edited_stay_for_another_split(tmp_path, overwrite):
+    Split(tmp_path, "dots", "train").write([classified(dots(1)[0], 0)], 1, METADATA)
+    (tmp_path / "dots" / "zeroshot_classification_templates.txt").write_text("a dot of the {c} kind.\n")
+    Split(tmp_path, "dots", "test", overwrite).write([classified(dots(1)[0], 0)], 1, METADATA)
+    assert (tmp_path / "dots" / "zeroshot_classification_templates.txt").read_text() == "a dot of the {c} kind.\n"
+
+
 def test_the_only_split_may_become_another(tmp_path):
     Split(tmp_path, "dots", "test").write([classified(image, 0) for image in dots(1)], 1, METADATA)
     captioned_dot = Sample(dots(1)[0], {"txt": b"a dot"})

@@ -126,7 +126,8 @@ class Split:
     def known_classes(self) -> list[str]:
         """Return the class names that the data set has by its other splits; empty where there are none."""
         path = self.folder.parent / CLASS_NAMES
-        return path.read_text(encoding="utf-8").split("\n")[:-1] if self._others() and path.is_file() else []
+        known = self._others() and path.is_file()
+        return path.read_text(encoding="utf-8").removesuffix("\n").split("\n") if known else []
 
     def _others(self) -> list[str]:
         """List the other splits that are there."""
@@ -137,7 +138,7 @@ class Split:
         """Write ``total`` samples in their order, and the data set's text files.
 
         The folder appears when all of it is written. Nothing stays of a run that fails. The text files are those of
-        all splits: what other splits are there keep theirs, also with ``overwrite``.
+        all splits: what other splits are there keep theirs, also with ``overwrite``, and templates that were edited.
 
         Returns:
             lines to show: what was written, and whether its size is the published one.
@@ -174,7 +175,8 @@ class Split:
         changed = []
         for path in (home / name for name in METADATA):
             old = path.read_text(encoding="utf-8") if path.is_file() else None
-            if old == metadata.get(path.name):
+            edited = path.name == TEMPLATES and others and old and TEMPLATES in metadata  # which changes no label
+            if old == metadata.get(path.name) or edited:
                 continue
             if others:
                 raise FileExistsError(

@@ -173,7 +173,8 @@ def test_a_radars_size_does_not_depend_on_the_number_of_models(width):
         sizes |= {(round(axis.get_position().width * width, 6), axis.get_position().height * canvas.get_figheight())
                   for axis in canvas.axes}  # fmt: skip
         averages = [text.get_text() for text in canvas.legends[0].get_texts()]
-        assert averages[:3] == ["chance (25 %)", "CLIP (paper): average 21.9 %", "DiffCLIP (paper): average 27.6 %"]
+        means = (("CLIP", 21.9), ("DiffCLIP", 27.6))
+        assert averages[:3] == ["chance (25 %)", *(f"{name} (paper): average {mean}\xa0%" for name, mean in means)]
         assert len(averages) == 3 + count
     assert {(round(a, 4), round(b, 4)) for a, b in sizes} == {(1.75, 1.75)}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.report_results import CLIP, DIFF, pope, put, put_outcomes, put_runs, retrieval
 
-from diffclip_openclip.data.catalog import MMVP_PATTERNS
+from diffclip_openclip.data.catalog import MMVP_PATTERNS, SUGAR_CREPE_KINDS
 from diffclip_openclip.report.comparison import our_entries
 from diffclip_openclip.report.evaluated_models import group_runs, read_models
 from diffclip_openclip.report.paper import load_paper
@@ -147,6 +147,7 @@ def test_scores_follow_from_their_outcomes(tmp_path):
     pattern = np.arange(135) // 15
     shares = {name: float(hit[:135][pattern == place].mean()) for place, name in enumerate(MMVP_PATTERNS)}
     scores = ("text", "image", "group")
+    kinds = {kind: float(hit[label == place].mean()) for place, kind in enumerate(list(SUGAR_CREPE_KINDS)[:5])}
     written = [
         ("zeroshot_classification", "imagenet1k", {"acc1": hit.mean()}, {"correct1": hit, "label": label}),
         ("linear_probe", "pets", {"accuracy": per_class}, {"correct": hit, "label": label}),
@@ -154,7 +155,7 @@ def test_scores_follow_from_their_outcomes(tmp_path):
         ("few_shot", "dtd", {"accuracy": label.mean() / 5, "ci95": 0.02}, {"accuracy": label / 5}),
         ("zeroshot_retrieval", "flickr8k", recalls, ranks | {"image_of_text": np.arange(80).repeat(5)}),
         ("mmvp", "mmvp", {"patterns": shares}, {"hit": hit[:135], "pattern": pattern}),
-        ("sugar_crepe", "sugar_crepe", {"kinds": {}, "mean": per_class}, {"correct": hit, "kind": label}),
+        ("sugar_crepe", "sugar_crepe", {"kinds": kinds, "mean": None}, {"correct": hit, "kind": label}),
         (
             "winoground",
             "winoground",
@@ -167,7 +168,7 @@ def test_scores_follow_from_their_outcomes(tmp_path):
         put_outcomes(put(tmp_path, DIFF, task, dataset, metrics, templates="paper-7"), **arrays)
     (model,) = read_models(tmp_path)
     own = {key: score for key, score in model.scores.items() if not key.startswith("mmvp/mean")}
-    assert len(own) == 1 + 2 + 1 + 6 + 9 + 1 + 3 + 5
+    assert len(own) == 1 + 2 + 1 + 6 + 9 + 5 + 3 + 5
     for key, score in own.items():
         (one,) = score.outcomes
         if one.classes is None:

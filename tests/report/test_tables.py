@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from support.report_results import CLIP, DIFF, PROBED, put, put_runs, retrieval
 
+from diffclip_openclip.data.catalog import SUGAR_CREPE_KINDS
 from diffclip_openclip.report.comparison import our_entries, paper_entries
 from diffclip_openclip.report.evaluated_models import group_runs, read_models
 from diffclip_openclip.report.latex import escape
@@ -234,3 +235,17 @@ def test_a_label_makes_no_heading(tmp_path):
 
 def test_signs():
     assert [signed(value, 1) for value in (0.04, -0.04, 0.0, -0.06, 1.25)] == ["+0.0", "+0.0", "+0.0", "-0.1", "+1.2"]
+
+
+def test_sugar_crepe_and_winoground_have_tables(tmp_path):
+    for label, up in ((CLIP, 0.0), (DIFF, 0.05)):
+        kinds = {kind: 0.5 + at / 100 + up for at, kind in enumerate(SUGAR_CREPE_KINDS)}
+        put(tmp_path, label, "sugar_crepe", "sugar_crepe", {"kinds": kinds, "mean": 0.53 + up})
+        scores = {f"{kind}_score": 0.25 + up for kind in ("text", "image", "group")}
+        put(tmp_path, label, "winoground", "winoground", scores)
+    tables = make(tmp_path)
+    assert "other" not in tables
+    (clip, diffclip) = tables["sugar_crepe"].lines
+    assert [cell.text for cell in clip.cells] == ["50.0", "51.0", "52.0", "53.0", "54.0", "55.0", "56.0", "53.0"]
+    assert diffclip.cells[-1].text == "58.0 (+5.0)"
+    assert [cell.text for cell in tables["winoground"].lines[1].cells] == ["30.0 (+5.0)"] * 3

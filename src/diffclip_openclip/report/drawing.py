@@ -126,7 +126,7 @@ def _draw_radars(figure: Figure, width: float) -> Any:
             values = [entry.scores[column.key].value for column in panel.columns]
             look = Line2D([], [], color=style.color, marker=style.marker, markersize=4)
             look.set(linestyle=style.line, markeredgecolor=INK, markeredgewidth=0.6)
-            legend.append((look, f"{name_of(entry)}: average {sum(values) / len(values):.1f} %"))
+            legend.append((look, f"{name_of(entry)}: average {sum(values) / len(values):.1f}\N{NO-BREAK SPACE}%"))
     canvas, legend = _canvas(width, rows * each[0], legend, constrained=False)
     full = canvas.get_figheight()
     drawn = [(entry, column) for panel in figure.panels for entry in panel.entries for column in panel.columns]

@@ -32,7 +32,7 @@ class EvaluatedModel:
         str, Score
     ]  # of all results, and the means whose members are all there; of several runs, their means
     runs: tuple[str, ...] = ()  # the names of the training runs, if it is several
-    checkpoint: tuple[str, int] | None = None  # the training run's folder, and the epoch, if it is one of a run
+    checkpoint: tuple[str, int] | None = None  # the training run and the epoch, if it is one of a run
 
     def is_set_as(self, other: "EvaluatedModel") -> bool:
         """Tell whether precision and seed are the same, as far as both are known."""
@@ -120,11 +120,19 @@ def _models(label: str, sha256: str | None, results: Sequence[Result], ambiguous
 
 
 def _place_in_run(results: Sequence[Result]) -> tuple[str, int] | None:
-    """Return the folder of the run and the epoch that a checkpoint is of, by its path; None for other weights."""
+    """Return the training run and the epoch that a checkpoint is of; None for other weights.
+
+    A run is known by its folder where the checkpoint lies in one, since names of runs come again, as in several seeds'
+    folders. Results of earlier versions do not have the epoch, but the names of their checkpoints do.
+    """
     for result in results:
         path = Path(result.content.get("pretrained") or "")
-        if path.parent.name == "checkpoints" and (match := re.fullmatch(r"epoch_(\d+)", path.stem)):
-            return path.parent.parent.as_posix(), int(match[1])
+        run, epoch = result.content.get("run"), result.content.get("epoch")
+        if path.parent.name == "checkpoints":
+            run, match = path.parent.parent.as_posix(), re.fullmatch(r"epoch_(\d+)", path.stem)
+            epoch = int(match[1]) if match and epoch is None else epoch
+        if run and epoch is not None:
+            return run, epoch
     return None
 
 

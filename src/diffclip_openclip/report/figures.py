@@ -21,7 +21,7 @@ _OOD_NOTE = (
 _MMVP_NOTE = "Percent of each pattern's pairs. The paper's values are read off its figure (hits out of 15)."
 EPOCHS_NAME = "epochs"
 OTHERS_NAME = "other_data"
-_ERROR_NOTE = "Whiskers: 95 % intervals."
+_ERROR_NOTE = "Whiskers of ours: 95 % intervals over test samples."
 _PAPER_ERROR_NOTE = "Whiskers of the paper's values: 95 % intervals that the size of the test sets alone gives."
 _RUNS_NOTE = "Whiskers of several training runs: their standard deviation."
 

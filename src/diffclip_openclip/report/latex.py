@@ -70,7 +70,10 @@ def _line(line: Line, *, first: bool, width: int) -> str:
     if line.kind == "block":
         rule = "" if first else "\\midrule\n"
         return rf"{rule}\multicolumn{{{width}}}{{l}}{{\textit{{{escape(line.stubs[0])}}}}} \\"
-    return rf"{' & '.join([*map(escape, line.stubs), *map(_cell, line.cells)])} \\"
+    rows = [[*map(escape, line.stubs), *map(_value, line.cells)]]
+    if any(cell.difference for cell in line.cells):  # below the values, as beside them they would make tables too wide
+        rows.append([*[""] * len(line.stubs), *map(_difference, line.cells)])
+    return "\n".join(rf"{' & '.join(row)} \\" for row in rows)
 
 
 def _minus(number: str) -> str:
@@ -78,12 +81,12 @@ def _minus(number: str) -> str:
     return f"−{number[1:]}" if number.startswith("-") else number
 
 
-def _cell(cell: Cell) -> str:
+def _value(cell: Cell) -> str:
     value = escape(_minus(cell.value))
-    parts = [rf"\textbf{{{value}}}" if cell.is_best else value]
-    if cell.error:
-        parts.append(rf"{{\scriptsize $\pm${cell.error}}}")
-    if cell.difference:
-        noise = r"\,ns" if cell.within_noise else ""
-        parts.append(rf"{{\scriptsize ({escape(_minus(cell.difference))}{noise})}}")
-    return " ".join(parts) + (r"\S" if cell.is_other_size else "")
+    error = rf" {{\scriptsize $\pm${cell.error}}}" if cell.error else ""
+    return (rf"\textbf{{{value}}}" if cell.is_best else value) + error + (r"\S" if cell.is_other_size else "")
+
+
+def _difference(cell: Cell) -> str:
+    noise = r"\,ns" if cell.within_noise else ""
+    return rf"{{\scriptsize ({escape(_minus(cell.difference))}{noise})}}" if cell.difference else ""

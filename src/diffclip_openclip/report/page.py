@@ -34,6 +34,8 @@ _ORDER = (
     "zero_shot_probed",
     "figure4",
     "mmvp",
+    "sugar_crepe",
+    "winoground",
     "table3",
     "pope",
     "other_data",

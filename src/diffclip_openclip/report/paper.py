@@ -26,6 +26,7 @@ from diffclip_openclip.data.catalog import (
     MMVP_PATTERNS,
     RECALL_AT,
     RETRIEVAL,
+    SUGAR_CREPE_KINDS,
     ZERO_SHOT,
     known_data_set,
 )
@@ -57,9 +58,7 @@ class Score:
 
 def members(measure: str, task: str) -> tuple[str, ...]:
     """Return the keys of ``measure`` for the data sets on which the paper shows a task, in its order."""
-    # those of the linear probe can be classified zero-shot too, which the paper does not show
-    shown = (one for one in DATA_SETS if task in one.tasks and not (task == ZERO_SHOT and LINEAR_PROBE in one.tasks))
-    return tuple(f"{measure}/{data_set.name}" for data_set in shown)
+    return tuple(f"{measure}/{data_set.name}" for data_set in DATA_SETS if task in data_set.tasks)
 
 
 def _means() -> dict[str, tuple[str, ...]]:
@@ -71,6 +70,7 @@ def _means() -> dict[str, tuple[str, ...]]:
     for measure in TEMPLATE_MEASURES.values():
         means[f"{measure}/mean"] = members(measure, ZERO_SHOT)
         means[f"{measure}/mean_without_imagenet"] = members(measure, ZERO_SHOT)[1:]
+    means["sugar_crepe/mean"] = tuple(f"sugar_crepe/{kind}" for kind in SUGAR_CREPE_KINDS)
     means["mmvp/mean_7"] = tuple(f"mmvp/{pattern}" for pattern in MMVP_PAPER_PATTERNS)
     means["mmvp/mean_9"] = tuple(f"mmvp/{pattern}" for pattern in MMVP_PATTERNS)
     return means

@@ -19,6 +19,7 @@ from diffclip_openclip.data.catalog import (
     RECALL_AT,
     RETRIEVAL,
     SUGAR_CREPE,
+    SUGAR_CREPE_KINDS,
     WINOGROUND,
     ZERO_SHOT,
     deviations,
@@ -102,11 +103,15 @@ def _places(path: Path, task: str, content: Mapping[str, Any]) -> Iterator[_Plac
             if pattern in patterns:
                 yield _Place(f"mmvp/{pattern}", ("patterns", pattern))
     elif task == SUGAR_CREPE:
-        if content["metrics"].get("mean") is not None:  # null: without one of the kinds
-            yield _Place(f"{task}/{name}", ("mean",))
+        kinds = content["metrics"].get("kinds")
+        if not isinstance(kinds, dict) or not kinds.keys() & SUGAR_CREPE_KINDS.keys():
+            raise ValueError(f"{path}: metrics holds none of SugarCrepe's kinds")
+        for kind in SUGAR_CREPE_KINDS:
+            if kind in kinds:
+                yield _Place(f"sugar_crepe/{kind}", ("kinds", kind))
     elif task == WINOGROUND:
         for metric in ("text_score", "image_score", "group_score"):
-            yield _Place(f"{task}_{metric}/{name}", (metric,))
+            yield _Place(f"winoground/{metric}", (metric,))
     else:
         yield _Place(f"{task}/{name}", ("accuracy",))
 
@@ -148,8 +153,9 @@ def _outcomes(
     if task == POPE:
         hits, trials = _answers(arrays, metric)
         return Outcomes(samples, hits, trials)
-    if task == SUGAR_CREPE:  # the mean of the kinds' shares
-        return Outcomes(samples, arrays["correct"], np.ones(len(arrays["correct"])), arrays["kind"])
+    if task == SUGAR_CREPE:
+        hits = arrays["correct"][arrays["kind"] == list(SUGAR_CREPE_KINDS).index(place.steps[1])]
+        return Outcomes(f"{samples} {place.key}", hits, np.ones(len(hits)))
     if task == WINOGROUND:
         hits = arrays[metric.removesuffix("_score")]
         return Outcomes(samples, hits, np.ones(len(hits)))

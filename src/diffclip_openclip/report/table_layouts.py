@@ -8,6 +8,7 @@ from diffclip_openclip.data.catalog import (
     MMVP_PATTERNS,
     POPE_CATEGORIES,
     RETRIEVAL,
+    SUGAR_CREPE_KINDS,
     ZERO_SHOT,
     find_data_set,
     known_data_set,
@@ -176,9 +177,31 @@ PROBED_ZERO_SHOT_TABLE = TableLayout(
     "Top-1 accuracy in percent, with each data set's own templates. The paper does not print these.",
     (Block("", _with_mean("zero_shot_own", LINEAR_PROBE)),),
 )
+SUGAR_CREPE_TABLE = TableLayout(
+    "sugar_crepe",
+    "SugarCrepe",
+    "Questions of which the image is nearer to its caption than to the wrong one, in percent. Chance is 50. The mean is "
+    "of the seven kinds. The paper does not print these.",
+    (
+        Block(
+            "",
+            (
+                *(Column(kind.replace("_", " "), f"sugar_crepe/{kind}") for kind in SUGAR_CREPE_KINDS),
+                Column("mean", "sugar_crepe/mean"),
+            ),
+        ),
+    ),
+)
+WINOGROUND_TABLE = TableLayout(
+    "winoground",
+    "Winoground",
+    "Percent of pairs of which each image prefers its caption (text), each caption its image (image), both (group). "
+    "Chance is 25, 25 and 16.7. The paper does not print these.",
+    (Block("", tuple(Column(kind, f"winoground/{kind}_score") for kind in ("text", "image", "group"))),),
+)
 LAYOUTS = (
     *(TASKS_TABLE, TABLE_1, TABLE_2, RECALL_TABLE, ZERO_SHOT_TABLE, PROBED_ZERO_SHOT_TABLE, MMVP_TABLE),
-    *(TABLE_3, POPE_TABLE),
+    *(SUGAR_CREPE_TABLE, WINOGROUND_TABLE, TABLE_3, POPE_TABLE),
 )
 
 # what is shown of data sets that the paper has not: measure -> words
@@ -193,10 +216,6 @@ _OTHER_MEASURES = {
     "text_retrieval@5": "text R@5",
     "linear_probe": "linear probing",
     "few_shot": "few-shot",
-    "sugar_crepe": "mean of seven kinds",
-    "winoground_text_score": "text score",
-    "winoground_image_score": "image score",
-    "winoground_group_score": "group score",
 }
 OTHER_NAME = "other"
 
@@ -206,8 +225,7 @@ def other_layout(keys: Iterable[str]) -> TableLayout:
     shown = {key for layout in LAYOUTS for key in layout.keys}
     places = sorted({tuple(reversed(key.split("/", 1))) for key in keys if key not in shown})
     measures = list(_OTHER_MEASURES)
-    not_the_papers = {name for name, _ in places if (known := known_data_set(name)) is None or not known.paper}
-    chosen = [(name, measure) for name, measure in places if measure in measures and name in not_the_papers]
+    chosen = [(name, measure) for name, measure in places if measure in measures and known_data_set(name) is None]
     chosen.sort(key=lambda place: (place[0], measures.index(place[1])))
     return TableLayout(
         OTHER_NAME,

@@ -64,7 +64,7 @@ def _uncertainty_notes(rows: Sequence[Row]) -> Iterator[str]:
     if any(found and found.within_noise for found in certainties):
         yield (
             f"ns: the difference is within noise (p ≥ {LEVEL:g}, each on its own, not corrected for their number). "
-            "Differences of values without ± are not tested."
+            "Not tested: differences of values without ±, and of several training runs to a single one."
         )
 
 

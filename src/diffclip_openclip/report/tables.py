@@ -1,5 +1,6 @@
 """Fill the layouts with the paper's rows and ours: the cells of each table as they are read, and its numbers as CSV."""
 
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -161,8 +162,7 @@ def _cell(digits: int, column: Column, entry: Entry, rivals: Sequence[Entry]) ->
 def spread(score: Score) -> float | None:
     """Return what stands behind ±: the standard deviation of runs, or half of the 95 % interval; None if unknown."""
     if len(score.runs) > 1:
-        mean = sum(score.runs) / len(score.runs)
-        return float((sum((value - mean) ** 2 for value in score.runs) / (len(score.runs) - 1)) ** 0.5)
+        return statistics.stdev(score.runs)
     return score.interval.half if score.interval else None
 
 

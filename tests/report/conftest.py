@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from support.report_results import MATCH, write_results
+from support.report_results import MATCH, save_nothing, write_results
 
 from diffclip_openclip.report.command import report
 
@@ -26,9 +26,4 @@ def output(results, tmp_path_factory) -> Path:
 @pytest.fixture
 def undrawn(monkeypatch) -> None:
     """Let reports have empty figures, which take no time."""
-
-    def save(figures, folder):
-        for figure in figures:
-            (folder / f"{figure.name}.svg").write_text("<svg/>")
-
-    monkeypatch.setattr("diffclip_openclip.report.command.save_figures", save)
+    monkeypatch.setattr("diffclip_openclip.report.command.save_figures", save_nothing)

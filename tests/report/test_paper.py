@@ -4,6 +4,7 @@ import csv
 import re
 
 import pytest
+from support.report_results import save_nothing
 
 from diffclip_openclip.data.catalog import MMVP_PAPER_PATTERNS
 from diffclip_openclip.report.command import report
@@ -44,7 +45,9 @@ def paper():
 @pytest.fixture(scope="module")
 def output(tmp_path_factory):
     folder = tmp_path_factory.mktemp("paper") / "out"
-    report(None, folder, paper_only=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffclip_openclip.report.command.save_figures", save_nothing)
+        report(None, folder, paper_only=True)
     return folder
 
 

@@ -180,7 +180,7 @@ PROBED_ZERO_SHOT_TABLE = TableLayout(
 SUGAR_CREPE_TABLE = TableLayout(
     "sugar_crepe",
     "SugarCrepe",
-    "Questions of which the image is nearer to its caption than to the wrong one, in percent. Chance is 50. The mean is "
+    "Percent of questions of which the image is nearer to its caption than to the wrong one. Chance is 50. The mean is "
     "of the seven kinds. The paper does not print these.",
     (
         Block(

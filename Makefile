@@ -2,6 +2,7 @@
 # make test         the tests (minutes); make test-all: the slow ones too, and the numerical ones as on another CPU
 # make test-lowest  the tests with the lowest versions that pyproject.toml admits, in an environment of their own
 # make test-host HOST=PATH  the tests with a checkout of open_clip, in an environment of their own
+# make fuzz         random and hostile inputs, other ones each time, for FUZZ_TIME (10 minutes) at most
 # make lint         ruff and mypy
 # make site         the documentation as a site, into site/
 # make dist         sdist and wheel, checked as an index does, into dist/
@@ -16,7 +17,11 @@ OTHER_CPU = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPAT
 # a process for each core, of one thread
 PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 
-.PHONY: quickstart test test-all test-lowest test-host lint site dist clean
+FUZZ_TIME ?= 10m
+FUZZED = tests/weights/test_fuzz_weights.py tests/weights/test_fuzz_configs.py tests/cli/test_fuzz_commands.py \
+	tests/weights/test_hostile_checkpoints.py tests/weights/test_foreign.py tests/test_files.py
+
+.PHONY: quickstart test test-all test-lowest test-host fuzz lint site dist clean
 
 # an editable install holds a copy of the start-up file
 $(INSTALLED): pyproject.toml hatch_build.py src/diffclip_openclip_autoload.pth
@@ -47,6 +52,11 @@ test-host:
 	$(VENV)-host/bin/python -m pip install --quiet -e '.[all,dev]'
 	$(VENV)-host/bin/python -m pip install --quiet $(HOST)
 	$(MAKE) test VENV=$(VENV)-host INSTALLED=
+
+# ends at the first failure, so that running out of time is none
+fuzz: $(INSTALLED)
+	DIFFCLIP_FUZZ=20 OMP_NUM_THREADS=1 timeout $(FUZZ_TIME) $(RUN) -m pytest -x -n auto -m 'slow or not slow' $(FUZZED) \
+		|| test $$? -eq 124
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

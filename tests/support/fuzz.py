@@ -33,12 +33,13 @@ NAME, PLAIN = "DiffCLIP-nano", "CLIP-nano-baseline"
 
 
 def few(count: int) -> settings:
-    """Ask hypothesis for ``count`` examples, the same in every run."""
+    """Ask hypothesis for ``count`` examples, the same in every run; under ``make fuzz`` for more, and always others."""
+    times = int(os.environ.get("DIFFCLIP_FUZZ", "1"))
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
     return settings(
-        max_examples=count,
+        max_examples=count * times,
         deadline=None,
-        derandomize=True,
+        derandomize=times == 1,
         database=None,
         phases=[Phase.explicit, Phase.generate, Phase.shrink],
         report_multiple_bugs=False,

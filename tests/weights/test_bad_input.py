@@ -278,3 +278,19 @@ def test_an_empty_tensor_that_tells_a_size_is_named(key):
     state_dict[key] = state_dict[key][..., :0, :]
     with pytest.raises(ValueError, match=f"{re.escape(key)} has shape .*0, 128.*, which holds no values"):
         recognize(state_dict)
+
+
+def test_a_sharded_checkpoint_is_named_and_not_unpickled(tmp_path, capsys, monkeypatch):
+    """As open_clip's main writes it, under ``model`` and ``optimizer``; gathered as the message says, it converts."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+    sharded = tmp_path / "epoch_1"
+    dcp.save({"model": open_clip.create_model("DiffCLIP-nano").state_dict(), "optimizer": {}}, checkpoint_id=sharded)
+    with monkeypatch.context() as patched:
+        patched.setattr(pickle, "load", lambda *_: pytest.fail("it was unpickled"))
+        patched.setattr(pickle, "Unpickler", lambda *_: pytest.fail("it was unpickled"))
+        line = _fails(capsys, "convert", str(sharded), str(tmp_path / "OUT"))
+    assert f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {sharded} FILE.pt" in line
+    dcp_to_torch_save(sharded, tmp_path / "FILE.pt")
+    assert main(["convert", str(tmp_path / "FILE.pt"), str(tmp_path / "OUT"), "--preprocess", "slip"]) == 0

@@ -219,10 +219,11 @@ def save_torch(content: object, path: Path) -> None:
 
 
 def _apart(state_dict: StateDict) -> StateDict:
-    """Copy what is there under another name already, since safetensors saves no memory twice."""
-    apart, seen = {}, set()
-    for key, tensor in state_dict.items():
-        own = tensor.clone() if tensor.untyped_storage().data_ptr() in seen else tensor
-        seen.add(own.untyped_storage().data_ptr())
-        apart[key] = own.contiguous()
+    """Copy what overlaps with another tensor, since safetensors saves no memory twice; tensors of one file do not."""
+    apart = {key: tensor.contiguous() for key, tensor in state_dict.items()}
+    end = 0
+    for key, tensor in sorted(apart.items(), key=lambda item: item[1].data_ptr()):
+        if tensor.data_ptr() < end:
+            apart[key] = tensor.clone()
+        end = max(end, tensor.data_ptr() + tensor.nbytes)
     return apart

@@ -6,6 +6,7 @@ tokenizer and an image processor are there for transformers; see :mod:`~diffclip
 Directories of earlier versions lack these two, and nothing that reads a directory asks for them.
 """
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,8 @@ def write_directory(
     """Write a model directory to ``out``, once open_clip has loaded it back with every tensor in its place.
 
     Args:
-        state_dict: in open_clip's layout.
+        state_dict: in open_clip's layout. It is emptied once it is written: a model and its weights beside each other
+            are more than needs to be in memory.
         preprocess_cfg: open_clip's.
         card: what README.md is to say.
         check: is given the model that was loaded back, and raises to stop.
@@ -200,11 +202,21 @@ def _create(folder: Path, **kwargs: Any) -> Any:
     return open_clip.create_model(f"local-dir:{folder}", **kwargs)
 
 
+def _digest(key: str, tensor: torch.Tensor) -> bytes:
+    """Hash a tensor's shape, and its values as a model in float32 has them; refuse those that are not finite."""
+    if not tensor.isfinite().all():
+        raise ValueError(f"{key} has {int((~tensor.isfinite()).sum())} values that are NaN or infinite")
+    values = tensor.to(torch.float32 if tensor.is_floating_point() else torch.int64).contiguous()
+    digest = hashlib.blake2b(str(tuple(tensor.shape)).encode())
+    digest.update(values.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # arrays are buffers
+    return digest.digest()
+
+
 def _verified(folder: Path, state_dict: StateDict) -> Any:
-    """Load ``folder`` as a user does, and compare."""
-    for key, tensor in state_dict.items():
-        if not tensor.isfinite().all():
-            raise ValueError(f"{key} has {int((~tensor.isfinite()).sum())} values that are NaN or infinite")
+    """Load ``folder`` as a user does, and compare; ``state_dict`` is emptied."""
+    # of any tensor that is left, the whole file that it is mapped from stays in memory
+    digests = {key: _digest(key, tensor) for key, tensor in state_dict.items()}
+    state_dict.clear()
     try:
         model = _create(folder).eval()
     except RuntimeError as error:  # torch's answer where keys or shapes do not fit
@@ -217,8 +229,8 @@ def _verified(folder: Path, state_dict: StateDict) -> Any:
     if not model.logit_scale.exp().isfinite():
         raise ValueError(f"logit_scale is {model.logit_scale.item():g}, whose exponential is not finite")
     loaded = model.state_dict()
-    for key, tensor in state_dict.items():
-        if not torch.equal(loaded[key], tensor.to(loaded[key].dtype)):
+    for key, digest in digests.items():
+        if _digest(key, loaded[key]) != digest:
             raise ValueError(f"{key} is another after loading it back")
     images = torch.randn(2, 3, *model.visual.image_size)
     tokens = tokenizer(["a photo of a mug", ""])

@@ -157,11 +157,14 @@ def depth_of(state_dict: Iterable[str], prefix: str) -> int:
     return len({m[1] for key in state_dict if (m := re.match(rf"{re.escape(prefix)}(\d+)\.", key))})
 
 
-def from_reference(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
+def from_reference(state_dict: Mapping[str, torch.Tensor], *, copy: bool = True) -> StateDict:
     """Return weights in the authors' layout (with or without ``module.``) as a state dict of open_clip's model.
 
     Load the result with ``model.load_state_dict``, the model being of the same size: ``DiffCLIP-B-16`` for DiffCLIP,
     ``DiffCLIP-B-16-dynamic`` for DiffCLIP*, ``DiffCLIP-B-16-vision`` for DiffCLIP†, ``CLIP-B-16-baseline`` for SLIP's.
+
+    Args:
+        copy: share no memory with ``state_dict``. Otherwise most tensors are its own, and of a mapped file not even read.
 
     Raises:
         ValueError: keys that are missing, unexpected or misshapen; lists all of them.
@@ -177,7 +180,9 @@ def from_reference(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
     _check(
         state_dict, [{key: row.shape for row in rows for key in _their_keys(row)} for rows in towers], "the authors'"
     )
-    return {row.ours: _to_ours([state_dict[key] for key in _their_keys(row)], row) for rows in towers for row in rows}
+    return {
+        row.ours: _to_ours([state_dict[key] for key in _their_keys(row)], row, copy) for rows in towers for row in rows
+    }
 
 
 def to_reference(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
@@ -236,13 +241,13 @@ def _their_keys(row: Row) -> list[str]:
     return [row.theirs.format(x=x) for x in "qkv"] if row.change == "joined" else [row.theirs]
 
 
-def _to_ours(tensors: list[torch.Tensor], row: Row) -> torch.Tensor:
+def _to_ours(tensors: list[torch.Tensor], row: Row, copy: bool = True) -> torch.Tensor:
     tensor = torch.cat(tensors) if row.change == "joined" else tensors[0]
     if row.change == "transposed":
         tensor = tensor.t()
     elif row.change.startswith("unsqueezed"):
         tensor = tensor[(None,) * int(row.change.split()[1])]
-    return _own(tensor)
+    return _own(tensor) if copy else tensor.contiguous()
 
 
 def _to_theirs(tensor: torch.Tensor, row: Row) -> list[torch.Tensor]:

@@ -27,6 +27,8 @@ from diffclip_openclip.weights.layouts import Layout, detect, from_reference
 from diffclip_openclip.weights.runs import TrainingRun
 from diffclip_openclip.weights.spec import ModelSpec, parse_source
 
+_SHARDED = ".metadata"  # the file that a folder of torch.distributed.checkpoint always has
+
 
 @dataclass(frozen=True)
 class Source:
@@ -58,6 +60,8 @@ def load_source(src: str, variant: str | None = None) -> Source:
     else:
         on_hub = spec.pretrained.startswith(hub.SCHEME)
         path, label = hub.fetch(spec.pretrained) if on_hub else (Path(spec.pretrained), src)
+        if (path / _SHARDED).is_file():
+            raise ValueError(_gather(path))
         if path.is_dir() and variant is not None:
             raise ValueError(f"{src} says in its {HF_CONFIG_NAME} which variant it is; leave out --variant {variant}")
         source = replace(_from_directory(path) if path.is_dir() else _from_file(path, variant), label=label)
@@ -89,6 +93,15 @@ def _from_named(spec: ModelSpec, variant: str | None) -> Source:
     return Source(str(spec), None, dict(model.state_dict()), architecture_of(model_cfg), preprocess_cfg_of(model))
 
 
+def _gather(folder: Path) -> str:
+    return (
+        f"{folder} is a sharded checkpoint (torch.distributed.checkpoint), as open_clip's trainer writes them with "
+        f"--fsdp-checkpoint sharded. Its {_SHARDED} is a pickle that torch runs, so nothing of it was read. If it is "
+        f"yours, gather it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} FILE.pt, then "
+        "diffclip convert FILE.pt OUT"
+    )
+
+
 def _only_warm_start(what: object, src: str) -> str:
     return (
         f"{what} is a CLIP with OpenAI's image tower and plain attention; `diffclip warm-start {src} OUT` makes it a "
@@ -101,7 +114,7 @@ def _from_file(path: Path, variant: str | None, named: Architecture | None = Non
     state_dict = read_checkpoint(path)
     digest, layout = sha256(path), detect(state_dict)
     if layout is Layout.AUTHORS:
-        state_dict = from_reference(state_dict)
+        state_dict = from_reference(state_dict, copy=False)
         architecture = named or recognize(state_dict, variant)
         if architecture.tower == "vit_small_patch16_224":  # facebookresearch/SLIP@d1de3e7:models.py, CLIP_VITS16
             raise ValueError(

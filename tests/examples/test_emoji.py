@@ -13,6 +13,7 @@ from PIL import Image
 from support.common import EMOJI, REPOSITORY
 from support.report_results import put
 
+from diffclip_cli.main import build_parser
 from diffclip_openclip.report.comparison import our_entries
 from diffclip_openclip.report.evaluated_models import group_runs, read_models
 from diffclip_openclip.report.paper import load_paper
@@ -191,6 +192,25 @@ def test_benchmarks_have_the_figures_of_the_comparison(tmp_path):
         assert len(better) == 27
         assert f"{model} is above CLIP {stated}" in page or f"{model} {stated}" in page
         assert sum(better) == int(stated.split()[1])
+
+
+@pytest.mark.usefixtures("emoji_scripts")
+def test_the_comparison_evaluates_and_reports_every_seed(tmp_path, monkeypatch):
+    import compare
+
+    commands = []
+    monkeypatch.setattr(compare, "prepare_environment", lambda: None)
+    monkeypatch.setattr(compare, "train", lambda model, runs, epochs, seed: runs / model / "epoch_latest.pt")
+    monkeypatch.setattr(compare, "run", commands.append)
+    monkeypatch.setattr(sys, "argv", ["compare.py", "--seeds", "3", "4", "--output", str(tmp_path)])
+    compare.main()
+    evaluate, report = (build_parser().parse_args(command[1:]) for command in commands)
+    assert [command[0] for command in commands] == ["diffclip", "diffclip"]
+    checkpoints = [(model, seed) for seed in (3, 4) for model in compare.MODELS.values()]
+    assert evaluate.model == [f"{model},{tmp_path}/seed{seed}/{model}/epoch_latest.pt" for model, seed in checkpoints]
+    assert set(evaluate.dataset) == {path.name for path in (EMOJI / "eval").iterdir()}
+    assert report.results == evaluate.output
+    assert report.group == compare.GROUPS[1::2]
 
 
 def test_a_suites_folder_is_a_path_and_nothing_else(tmp_path, monkeypatch):

@@ -164,7 +164,7 @@ def from_reference(state_dict: Mapping[str, torch.Tensor], *, copy: bool = True)
     ``DiffCLIP-B-16-dynamic`` for DiffCLIP*, ``DiffCLIP-B-16-vision`` for DiffCLIP†, ``CLIP-B-16-baseline`` for SLIP's.
 
     Args:
-        copy: share no memory with ``state_dict``. Otherwise most tensors are its own, and a mapped file is not even read.
+        copy: share no memory with ``state_dict``. Otherwise most tensors are its own, and a mapped file stays unread.
 
     Raises:
         ValueError: keys that are missing, unexpected or misshapen; lists all of them.

@@ -56,6 +56,8 @@ def altered(directory, tmp_path, monkeypatch):
             if section.endswith(".json"):
                 old = json.loads((folder / section).read_text()) if (folder / section).exists() else {}
                 (folder / section).write_text(json.dumps(old | more))
+            elif section == "":
+                config["model_cfg"] |= more
             elif section == "preprocess_cfg":
                 config["preprocess_cfg"] |= more
             else:
@@ -81,6 +83,9 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "_attn_implementation": {"config.json": {"_attn_implementation": "owner/kernel"}},
     "attn_implementation": {"config.json": {"attn_implementation": {"": "sdpa", "text": "owner/kernel@main:f"}}},
     "timm_model_name": {"vision_cfg": {"timm_model_name": "hf-hub:owner/repo"}},
+    "embed_dim": {"vision_cfg": {"image_size": 48}, "text_cfg": {}, "": {"embed_dim": 10**9}},
+    "image_size": {"vision_cfg": {"image_size": 10**6}},
+    "num_hidden_layers": {"config.json": {"num_hidden_layers": 10**7}},
     "evil_cfg": {"text_cfg": {"evil_cfg": {}}},
 }
 

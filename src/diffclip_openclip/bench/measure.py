@@ -20,7 +20,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-from diffclip_openclip.weights.loading import checked_config, loading_errors
+from diffclip_openclip.weights.foreign import loading_errors
+from diffclip_openclip.weights.loading import checked_config
 from diffclip_openclip.weights.spec import parse_spec
 
 PASSES = ("forward", "train step")

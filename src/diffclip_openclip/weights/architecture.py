@@ -14,7 +14,7 @@ from diffclip_openclip.attention.v1 import DYNAMIC, LAMBDA_INIT
 from diffclip_openclip.models import KINDS, SIZES, TEXT_TOWER, TOWERS, TRUNK, find_tower
 from diffclip_openclip.registration import model_names
 from diffclip_openclip.towers.configs import DiffCLIPTextConfig
-from diffclip_openclip.weights.foreign import check_runs_nothing, read_json
+from diffclip_openclip.weights.foreign import check_runs_nothing, check_sizes, read_json
 from diffclip_openclip.weights.layouts import depth_of
 
 _STANDARD_HEAD_DIM = 64  # of the plain text towers of OpenAI, open_clip and SLIP, at every width
@@ -71,6 +71,7 @@ def architecture_of(model_cfg: dict[str, Any], text_folder: Path | None = None) 
         raise FileNotFoundError(f"there is no config of the text tower, {path}")
     config = read_json(path)
     check_runs_nothing(config, path)
+    check_sizes(config, path)
     kind = config.get("model_type") if isinstance(config, dict) else config
     if kind != DiffCLIPTextConfig.model_type:
         raise ValueError(

@@ -24,9 +24,17 @@ from open_clip.constants import (
 from transformers.utils import CONFIG_NAME
 
 from diffclip_openclip.files import Folder, check_place, staged, write_json
+from diffclip_openclip.towers.configs import DiffCLIPTextConfig
 from diffclip_openclip.weights.architecture import Architecture
 from diffclip_openclip.weights.checkpoint import StateDict, save_safetensors
-from diffclip_openclip.weights.foreign import check_open_clip_config, check_runs_nothing, read_json
+from diffclip_openclip.weights.foreign import (
+    HOST_ERRORS,
+    check_open_clip_config,
+    check_runs_nothing,
+    check_sizes,
+    loading_errors,
+    read_json,
+)
 from diffclip_openclip.weights.processors import (
     IMAGE_PROCESSOR_FILE,
     TOKENIZER_FILES,
@@ -125,7 +133,10 @@ def _whole_config(folder: Path) -> Any:
         raise FileNotFoundError(f"the directory {folder} has no {HF_CONFIG_NAME}; give a checkpoint file in it instead")
     for name in _TRANSFORMERS_CONFIGS:
         if (folder / name).is_file():
-            check_runs_nothing(read_json(folder / name), folder / name)
+            beside = read_json(folder / name)
+            check_runs_nothing(beside, folder / name)
+            if isinstance(beside, dict) and beside.get("model_type") == DiffCLIPTextConfig.model_type:
+                check_sizes(beside, folder / name)
     return read_json(path)
 
 
@@ -219,9 +230,10 @@ def _verified(folder: Path, state_dict: StateDict) -> Any:
     state_dict.clear()
     try:
         model = _create(folder).eval()
-    except RuntimeError as error:  # torch's answer where keys or shapes do not fit
+    except HOST_ERRORS as error:  # torch's answer where keys or shapes do not fit, or to values of another type
         raise ValueError(f"the weights do not fit the architecture that they seem to have: {error}") from error
-    tokenizer = tokenizer_of(f"local-dir:{folder}", read_config(folder)[0])
+    with loading_errors("the tokenizer"):
+        tokenizer = tokenizer_of(f"local-dir:{folder}", read_config(folder)[0])
     if model.vocab_size < (words := tokenizer.vocab_size):
         raise ValueError(
             f"token_embedding.weight has {model.vocab_size} rows; open_clip's tokenizer has {words} tokens"
@@ -234,7 +246,7 @@ def _verified(folder: Path, state_dict: StateDict) -> Any:
             raise ValueError(f"{key} is another after loading it back")
     images = torch.randn(2, 3, *model.visual.image_size)
     tokens = tokenizer(["a photo of a mug", ""])
-    with torch.no_grad():
+    with torch.no_grad(), loading_errors("the model"):
         features = (model.encode_image(images), model.encode_text(tokens))
     if not all(feature.isfinite().all() for feature in features):
         raise ValueError("the model's outputs are not finite")

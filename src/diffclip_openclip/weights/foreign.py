@@ -8,7 +8,9 @@ name, wherever in a file it stands.
 
 import json
 import math
+import pickle
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ _LARGEST_JSON = 64 << 20  # bytes; the largest of transformers' files, a tokeniz
 _SECTIONS = {"text_cfg": CLIPTextCfg, "vision_cfg": CLIPVisionCfg}
 # of the arguments of open_clip's tokenizers, those that are not passed on to transformers
 _TOKENIZER_KWARGS = {
-    *("add_bos", "add_eos", "additional_special_tokens", "clean", "language", "reduction_mask", "strip_sep_token"),
+    *("add_bos", "add_eos", "clean", "language", "reduction_mask", "strip_sep_token"),
 }
 # keys by which transformers is told to import what lies beside a config or in another repository
 _RUNS_CODE = {"auto_map", "code_revision", "custom_generate", "custom_pipelines", "trust_remote_code"}
@@ -34,6 +36,19 @@ _IMPLEMENTATIONS = {
 }
 _OWN_IMPLEMENTATIONS = {None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"}
 _OWN_IMPLEMENTATIONS |= {"grouped_mm", "batched_mm"}
+# far above every model that there is, and low enough to be refused before memory for it is asked for
+_LARGEST = {
+    **dict.fromkeys(("layers", "num_hidden_layers"), 1000),
+    "image_size": 1 << 13,
+    **dict.fromkeys(("embed_dim", "width", "hidden_size", "heads", "num_attention_heads", "n_queries"), 1 << 16),
+    **dict.fromkeys(("intermediate_size", "context_length", "max_position_embeddings"), 1 << 20),
+    "vocab_size": 1 << 23,
+}
+# what the hosts answer to configs and weights that they cannot work with
+HOST_ERRORS = (
+    *(RuntimeError, LookupError, EOFError, pickle.UnpicklingError),
+    *(TypeError, AttributeError, AssertionError, ArithmeticError, MemoryError),
+)
 _CHOICES = {
     "interpolation": ("bicubic", "bilinear", "random"),
     "resize_mode": ("shortest", "longest", "squash"),
@@ -82,6 +97,34 @@ def check_runs_nothing(config: Any, path: object) -> None:
                     )
 
 
+def check_sizes(config: Any, path: object) -> None:
+    """Refuse sizes that no model has, for which a host would ask for all memory or work for hours.
+
+    Args:
+        path: where the config is from, for the message.
+
+    Raises:
+        ValueError: one is no whole number, or too large.
+    """
+    for key, value in _items(config):
+        for size in value if isinstance(value, list | tuple) else [value]:
+            if key in _LARGEST and size is not None and (type(size) is not int or not 0 <= size <= _LARGEST[key]):
+                raise ValueError(f"{path} has {key} {value!r:.60}; no model has more than {_LARGEST[key]}")
+
+
+@contextmanager
+def loading_errors(spec: object) -> Iterator[None]:
+    """Make one error of the hosts' many, for weights or configs that open_clip cannot make a model of.
+
+    Raises:
+        ValueError: in place of any of theirs.
+    """
+    try:
+        yield
+    except HOST_ERRORS as error:
+        raise ValueError(f"{spec} cannot be loaded; are these weights that model's? {error}") from error
+
+
 def _items(config: Any) -> Iterator[tuple[Any, Any]]:
     """Yield all keys at any depth with their values."""
     left = [config]
@@ -104,6 +147,7 @@ def check_open_clip_config(config: Any, path: object) -> tuple[dict[str, Any], d
         ValueError: it is not open_clip's, would have code run, or has a key or a value that open_clip does not know.
     """
     check_runs_nothing(config, path)
+    check_sizes(config, path)
     try:
         model_cfg, preprocess_cfg = config["model_cfg"], config["preprocess_cfg"]
         model_cfg["text_cfg"].keys(), model_cfg["vision_cfg"].keys(), preprocess_cfg["mean"]

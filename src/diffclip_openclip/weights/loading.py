@@ -1,10 +1,8 @@
 """Load models that are to be measured or looked at: any of open_clip's, with the preprocessing that belongs to them."""
 
 import hashlib
-import pickle
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,17 +15,13 @@ from torch import nn
 from transformers import PretrainedConfig
 from transformers.utils import CONFIG_NAME
 
+from diffclip_openclip.towers.configs import DiffCLIPTextConfig
 from diffclip_openclip.weights.checkpoint import check_pickle
 from diffclip_openclip.weights.directory import tokenizer_of
-from diffclip_openclip.weights.foreign import check_runs_nothing
+from diffclip_openclip.weights.foreign import check_runs_nothing, check_sizes, loading_errors
 from diffclip_openclip.weights.runs import TrainingRun
 from diffclip_openclip.weights.spec import ModelSpec, architecture_of_spec, config_of, parse_spec
 
-# what the hosts answer to configs and weights that they cannot work with
-_HOST_ERRORS = (
-    *(RuntimeError, LookupError, EOFError, pickle.UnpicklingError),
-    *(TypeError, AttributeError, AssertionError, ArithmeticError, MemoryError),
-)
 _DROPOUT_ON_MAPS = re.compile(r"(?<=bias=True\)\n) *\(attn_drop\): Dropout\([^\n]*\n(?= *\((?:sub_norm|lambda_proj)\))")
 
 
@@ -101,7 +95,10 @@ def checked_config(spec: ModelSpec) -> dict[str, Any]:
     assert model_cfg is not None
     foreign = parse_model_name(spec.name)[0] is not None
     if foreign and (text_tower := model_cfg["text_cfg"].get("hf_model_name")):
-        check_runs_nothing(PretrainedConfig.get_config_dict(text_tower)[0], f"{text_tower}/{CONFIG_NAME}")
+        config, where = PretrainedConfig.get_config_dict(text_tower)[0], f"{text_tower}/{CONFIG_NAME}"
+        check_runs_nothing(config, where)
+        if config.get("model_type") == DiffCLIPTextConfig.model_type:  # others' keys may mean something else
+            check_sizes(config, where)
     return model_cfg
 
 
@@ -111,19 +108,6 @@ def _pickled(spec: ModelSpec) -> list[Path]:
     if spec.directory is not None:
         found = [path for path in spec.directory.iterdir() if path.suffix in (".bin", ".pth")]
     return [path for path in found if path.suffix not in (".safetensors", ".npz", ".npy")]
-
-
-@contextmanager
-def loading_errors(spec: object) -> Iterator[None]:
-    """Make one error of the hosts' many, for weights or configs that open_clip cannot make a model of.
-
-    Raises:
-        ValueError: in place of any of theirs.
-    """
-    try:
-        yield
-    except _HOST_ERRORS as error:
-        raise ValueError(f"{spec} cannot be loaded; are these weights that model's? {error}") from error
 
 
 def _check_finite(model: nn.Module, spec: str) -> None:

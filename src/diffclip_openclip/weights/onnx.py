@@ -12,7 +12,8 @@ from torch import nn
 
 from diffclip_openclip.extras import require
 from diffclip_openclip.files import Folder, check_place, staged
-from diffclip_openclip.weights.loading import checked_config, loading_errors
+from diffclip_openclip.weights.foreign import loading_errors
+from diffclip_openclip.weights.loading import checked_config
 from diffclip_openclip.weights.spec import parse_spec
 
 BATCH_SIZES = (1, 3)  # of the comparison
@@ -63,7 +64,7 @@ def export_onnx(directory: str | Path, output: str | Path, *, overwrite: bool = 
     images = torch.randn(max(BATCH_SIZES), 3, *model.visual.image_size, generator=generator)
     texts = torch.randint(model.vocab_size, (max(BATCH_SIZES), model.context_length), generator=generator)
     metadata, written = _metadata(model), []
-    with staged(output, overwrite, _EXPORT) as folder:
+    with staged(output, overwrite, _EXPORT) as folder, loading_errors(directory):
         folder.mkdir()
         for tower, sample, names in (
             ("image", images, ("pixel_values", "image_embeds")),

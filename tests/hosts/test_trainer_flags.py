@@ -70,7 +70,7 @@ if hasattr(HFTextEncoder, "layer_groups"):
         ("text", 2): rf"text\.(proj|{NORMS}|transformer\.layers\.1)\.",
         ("image", 0): r"(?!)",
         ("image", 1): r"visual\.head\.",
-        ("image", 2): r"visual\.(head|trunk\.norm)\.",
+        ("image", 2): r"visual\.(head|trunk\.(norm|blocks\.3))\.",
     }
 else:
     TRAINED = {
@@ -88,7 +88,7 @@ def test_locked_weights_stay(tower, unlocked, train_shard, tmp_path):
     command = [sys.executable, "-m", "open_clip_train.main", *train_arguments(train_shard), "--epochs", "2"]
     command += ["--lr", "1e-3", "--beta1", "0.9", "--beta2", "0.98", "--eps", "1e-8", f"--lock-{tower}"]
     if unlocked:
-        command += [f"--lock-{tower}-unlocked-{'layers' if tower == 'text' else 'groups'}", "1"]
+        command += [f"--lock-{tower}-unlocked-{'layers' if tower == 'text' else 'groups'}", str(unlocked)]
     run_host(command, tmp_path)
     first, second = (
         torch.load(tmp_path / "logs" / "run" / "checkpoints" / f"epoch_{epoch}.pt", weights_only=True)["state_dict"]

@@ -17,7 +17,9 @@ import open_clip
 from packaging.requirements import Requirement
 from support.common import REPOSITORY
 
-_FENCE = re.compile(r"(?:^<!-- needs data: (?P<needs>.+) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
+_FENCE = re.compile(
+    r"(?:^<!-- needs data: (?P<needs>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S
+)
 _LINK = re.compile(r"\]\((?!https?://)([^)\s]*)\)")
 
 # writes every command's words, with their number before them and a NUL behind each, in place of running it

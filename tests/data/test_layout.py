@@ -45,11 +45,12 @@ def test_fingerprint_follows_content_only(suite, tmp_path):
     copy = shutil.copytree(suite / "pets", tmp_path / "a" / "pets")
     memory = tmp_path / "memory"
 
-    def value():
-        return locate_paper("pets", copy.parent).fingerprint(memory)
+    def value(root=copy.parent, cache_dir=memory):
+        location = locate_paper("pets", root)
+        return location.fingerprint(location.shard_hashes(cache_dir))
 
     first = value()
-    assert first == locate_paper("pets", suite).fingerprint(tmp_path / "other")
+    assert first == value(suite, tmp_path / "other")
     (copy / "test" / "0.tar").touch()
     assert value() == first
     names = copy / "classnames.txt"

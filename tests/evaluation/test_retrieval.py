@@ -88,7 +88,9 @@ def test_retrieval_among_fewer_than_ten(loaded, suite, tmp_path, images, caption
     (tmp_path / "few" / "test" / "nshards.txt").write_text("1")
     location = locate("few", ["test"], [str(tmp_path)])
     few = DataSet("few", "few", (RETRIEVAL,), {"test": None})
-    subject = Subject(loaded, few, location, Compute(workers=0, batch_size=4), tmp_path)
+    subject = Subject(
+        loaded, few, location, location.shard_hashes(tmp_path), Compute(workers=0, batch_size=4), tmp_path
+    )
     ((metrics, counts, _, _),) = measure(retrieval, subject)
     assert counts == {"test": images}
     finite = {name for name, value in metrics.items() if math.isfinite(value)}

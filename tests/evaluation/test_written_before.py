@@ -52,7 +52,8 @@ def subject(tmp_path, monkeypatch) -> Subject:
     loaded = SimpleNamespace(model=model, sha256="0123456789abcdef" * 4, preprocess_cfg={}, tokenizer=None)
     animals = DataSet("animals", "animals", (LINEAR_PROBE, FEW_SHOT), {"train": None, "test": None})
     location = locate("animals", ["train", "test"], [str(BEFORE / "DATA")])
-    return Subject(loaded, animals, location, Compute(workers=0), tmp_path / "cache")
+    hashes = location.shard_hashes(tmp_path / "cache" / "fingerprints")
+    return Subject(loaded, animals, location, hashes, Compute(workers=0), tmp_path / "cache")
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -125,7 +126,7 @@ def test_data_sets_are_read(tmp_path):
         assert [(image.size, label) for image, label in samples] == [((8, 8), label) for label in (0, 0, 1, 1, 2, 2)]
     # the hash by which results know their data
     fingerprint = "406c9cec7b7ecdc35e4cf47b43f6a952478544b1b74ab990e2609e2c480361bc"
-    assert location.fingerprint(tmp_path) == fingerprint
+    assert location.fingerprint(location.shard_hashes(tmp_path)) == fingerprint
     captioned = locate("flickr8k", ["test"], [str(BEFORE / "DATA")])
     assert captioned.has_captions
     captions = [text.splitlines() for _, text in read_shard(*captioned.shards("test"), ("txt",), lambda image: image)]

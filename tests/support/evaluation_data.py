@@ -74,7 +74,9 @@ def paper_subject(
     loaded: LoadedModel, name: str, root: Path | str, cache_dir: Path, compute: Compute | None = None
 ) -> Subject:
     """Make a subject of one of the paper's data sets below ``root``."""
-    return Subject(loaded, find_data_set(name), locate_paper(name, root), compute or Compute(), cache_dir)
+    location = locate_paper(name, root)
+    hashes = location.shard_hashes(cache_dir / "fingerprints")
+    return Subject(loaded, find_data_set(name), location, hashes, compute or Compute(), cache_dir)
 
 
 def measure(evaluator: Evaluator, subject: Subject) -> list[Measurement]:

@@ -115,23 +115,24 @@ class Location:
         """Return the text files beside the splits, by name; None where one is not there."""
         return {name: _read_text(f"{file_address(self.base)}/{name}") for name in METADATA}
 
-    def fingerprint(self, cache_dir: Path) -> str:
-        """Hash the data set's content: its shards, and the text files that say how to read them.
+    def shard_hashes(self, cache_dir: Path, rank: int = 0, world: int = 1) -> dict[Shard, str]:
+        """Hash the shards of all splits; see :func:`shard_fingerprint`.
 
         Args:
-            cache_dir: see :func:`shard_fingerprint`.
-
-        Returns:
-            a SHA-256 in hexadecimal.
+            rank: which of ``world`` processes this is; each hashes every ``world``-th shard.
         """
+        shards = [shard for split in sorted(self.shard_counts) for shard in self.shards(split)][rank::world]
+        bar = tqdm(shards, desc=f"fingerprint of {self.base}", leave=False, delay=2)
+        return {shard: shard_fingerprint(shard, cache_dir) for shard in bar}
+
+    def fingerprint(self, shard_hashes: Mapping[Shard, str]) -> str:
+        """Hash the data set's content, its shards and the text files that say how to read them; in hexadecimal."""
         digest = hashlib.sha256()
         for name, text in self._texts.items():
             digest.update(f"{name}:{text or ''}".encode())
-        shards = [
-            (split, *numbered) for split in sorted(self.shard_counts) for numbered in enumerate(self.shards(split))
-        ]
-        for split, index, shard in tqdm(shards, desc=f"fingerprint of {self.base}", leave=False, delay=2):
-            digest.update(f"{split}/{index}:{shard_fingerprint(shard, cache_dir)}".encode())
+        for split in sorted(self.shard_counts):
+            for index, shard in enumerate(self.shards(split)):
+                digest.update(f"{split}/{index}:{shard_hashes[shard]}".encode())
         return digest.hexdigest()
 
 

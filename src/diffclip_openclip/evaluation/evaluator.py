@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from diffclip_openclip.data.catalog import DataSet
-from diffclip_openclip.data.layout import Location
+from diffclip_openclip.data.layout import Location, Shard
 from diffclip_openclip.weights.loading import LoadedModel
 
 # What autocast computes in, by open_clip's names.
@@ -92,8 +92,9 @@ class Subject:
     loaded: LoadedModel
     data_set: DataSet
     location: Location
+    shard_hashes: Mapping[Shard, str]  # the hash of each of the location's shards
     compute: Compute
-    cache_dir: Path  # a folder for what is computed once: features, classifiers, hashes of shards
+    cache_dir: Path  # a folder for what is computed once: features, classifiers
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
-from diffclip_openclip.data.layout import Shard, shard_fingerprint
+from diffclip_openclip.data.layout import Shard
 from diffclip_openclip.data.shards import Batch, batches
 from diffclip_openclip.evaluation.evaluator import Computed, Reading, Subject
 from diffclip_openclip.files import kept
@@ -87,17 +87,16 @@ def compute_features(subject: Subject, reading: Reading, rank: int = 0, world: i
     computed = {}
     for split in reading.splits or subject.data_set.splits:
         shards = location.shards(split)
-        hashes = [shard_fingerprint(shard, subject.cache_dir / "fingerprints") for shard in shards]
-        computed[split] = [folder / f"{content}.safetensors" for content in hashes]
+        computed[split] = [folder / f"{subject.shard_hashes[shard]}.safetensors" for shard in shards]
         own = list(zip(shards, computed[split], strict=True))[rank::world]
-        missing = {shard: file for shard, file in own if not is_whole(file)}
+        missing = {shard: file for shard, file in own if not _is_whole(file)}
         if missing:
             folder.mkdir(parents=True, exist_ok=True)
             _compute(subject, reading, transform, missing, f"{reading.name} of {subject.data_set.name} {split}")
     return computed
 
 
-def is_whole(file: Path) -> bool:
+def _is_whole(file: Path) -> bool:
     """Tell whether there is a file with all that its header says."""
     try:
         with safe_open(file, "pt"):

@@ -18,7 +18,6 @@ import torch.distributed as dist
 from PIL import Image
 
 from diffclip_openclip.data.catalog import FEW_SHOT, LINEAR_PROBE, MMVP, RETRIEVAL, SUGAR_CREPE, WINOGROUND, ZERO_SHOT
-from diffclip_openclip.data.layout import shard_fingerprint
 from diffclip_openclip.evaluation import choices, few_shot, linear_probe, retrieval, zero_shot
 from diffclip_openclip.evaluation.evaluator import Compute, Computed, Evaluator, Reading, Subject
 from diffclip_openclip.evaluation.features import compute_features
@@ -161,7 +160,8 @@ class _Work:
     subject: Subject
     provenance: Mapping[str, Any]  # the fields of the results that say where the model is from
     identities: Mapping[str, Sequence[Identity]]  # of each task's results
-    computed: Mapping[Reading, Computed]  # what unfinished tasks score
+    finished: Mapping[str, Sequence[Mapping[str, Any]] | None]  # each task's results, where all were there
+    computed: Mapping[Reading, Computed]  # what the other tasks score
 
     def results(self, folder: Path, failed: Mapping[str, str]) -> Iterator[Mapping[str, Any]]:
         """Yield the results, those that were there and those that are new, as their files say them.
@@ -171,8 +171,7 @@ class _Work:
         """
         subject = self.subject
         for task, identities in self.identities.items():
-            finished = _finished(identities, folder)
-            if finished is not None:
+            if (finished := self.finished[task]) is not None:
                 yield from finished
                 continue
             evaluator = EVALUATORS[task]
@@ -215,18 +214,18 @@ def _prepared(
     """
     cache_dir = results / "cache"
     rank = (processes.rank + at) % processes.world
-    error = None
+    hashes, error = {}, None
     try:
-        shards = [shard for split in job.data_set.splits for shard in job.location.shards(split)]
-        for shard in shards[rank :: processes.world]:
-            shard_fingerprint(shard, cache_dir / "fingerprints")
+        hashes = job.location.shard_hashes(cache_dir / "fingerprints", rank, processes.world)
     except Exception as caught:
         error = _line(caught)
-    if told := next(filter(None, processes.told(error)), None):
-        return None, {"": told}
+    told = processes.told((hashes, error))
+    if error := next((of_rank for _, of_rank in told if of_rank), None):
+        return None, {"": error}
     try:
-        data_sha256 = job.location.fingerprint(cache_dir / "fingerprints")
-        subject = Subject(loaded, job.data_set, job.location, compute, cache_dir)
+        hashes = {shard: content for of_rank, _ in told for shard, content in of_rank.items()}
+        data_sha256 = job.location.fingerprint(hashes)
+        subject = Subject(loaded, job.data_set, job.location, hashes, compute, cache_dir)
         identities = {
             task: [
                 Identity(
@@ -248,12 +247,13 @@ def _prepared(
         }
     except Exception as caught:
         return None, {"": _line(caught)}
+    finished = {task: _finished(own, results) for task, own in identities.items()}
     computed, errors = {}, {}
-    for task, own in identities.items():
+    for task, own in finished.items():
         reading = EVALUATORS[task].READING
-        if reading not in computed and reading.name not in errors and _finished(own, results) is None:
+        if own is None and reading not in computed and reading.name not in errors:
             try:
                 computed[reading] = compute_features(subject, reading, rank, processes.world)
             except Exception as caught:  # whatever a data set does to the hosts, the other tasks go on
                 errors[reading.name] = _line(caught)
-    return _Work(subject, job.provenance, identities, computed), errors
+    return _Work(subject, job.provenance, identities, finished, computed), errors

@@ -11,13 +11,14 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from diffclip_openclip.data.catalog import ZERO_SHOT, DataSet
 from diffclip_openclip.data.layout import Location
 from diffclip_openclip.evaluation.evaluator import Computed, Measurement, Reading, Subject, Variant
-from diffclip_openclip.evaluation.features import is_whole, read_embedded
+from diffclip_openclip.evaluation.features import read_embedded
 from diffclip_openclip.files import kept
 from diffclip_openclip.weights.loading import LoadedModel
 
@@ -123,12 +124,14 @@ def _classifier(subject: Subject, classes: Sequence[str], templates: Sequence[st
     loaded, compute = subject.loaded, subject.compute
     key = hashlib.sha256(repr((loaded.sha256, compute.precision, classes, templates)).encode()).hexdigest()
     file = subject.cache_dir / "classifiers" / f"{key}.safetensors"
-    if not is_whole(file):
+    try:
+        return load_file(file, device=compute.device)["classifier"]
+    except (FileNotFoundError, SafetensorError):  # not there, or damaged
         classifier = embed_classes(loaded, compute.device, classes, templates)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with kept(file) as new:
-            save_file({"classifier": classifier.cpu().contiguous()}, new)
-    return load_file(file)["classifier"].to(compute.device)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with kept(file) as new:
+        save_file({"classifier": classifier.contiguous()}, new)
+    return classifier
 
 
 def embed_classes(loaded: LoadedModel, device: str, classes: Sequence[str], templates: Sequence[str]) -> torch.Tensor:

@@ -30,9 +30,18 @@ def _inputs(B, N, num_heads, d, dtype=torch.float64):
 
 def _bytes_of_pairs(count, N, itemsize=8):
     """block_bytes for blocks of so many pairs."""
-    return 2 * count * N * N * itemsize // torch.get_num_threads() + 1
+    return 2 * count * N * N * itemsize + 1
 
 
+@pytest.fixture(params=[1, 3])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("pairs", [0, 1, 2, 3, 7, 1000], ids=lambda n: f"blocks-of-{n}-pairs")
 @pytest.mark.parametrize(("B", "N", "num_heads", "d"), [(3, 9, 6, 4), (5, 1, 2, 3), (1, 17, 10, 1)])

@@ -2,8 +2,8 @@
 
 Explicit maps cost hardly more arithmetic than plain attention, but at ViT sizes they go through memory several times.
 Here a block of maps is made, subtracted, multiplied with v and normalised in buffers that stay in the cache, and the
-backward pass makes it again, as fused plain attention does. These are operators of torch, which torch.compile calls as
-they are; they have no second derivative.
+backward pass makes it again, as fused plain attention does. blocks.py shares the blocks out among threads. These are
+operators of torch, which torch.compile calls as they are; they have no second derivative.
 
 The backward pass, for one pair of heads, from g, the gradient of its output y. Forward, with maps i = 1, 2:
 
@@ -21,47 +21,43 @@ Backward, in this order, sums over whatever an index is missing from:
 So both maps share dD, and dlambda is the sum of c_2, which the softmax needs anyway. Kept from the forward pass are h
 and r; the maps are made again.
 
-Shape legend: that of reference.py, and R rows of a block (samples x pairs).
+Shape legend: that of reference.py, and of a block R pairs (samples x pairs) and M = 2 R maps.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
+from diffclip_openclip.attention.blocks import Block, compute, divide, largest
 from diffclip_openclip.attention.paths import split_heads
-from diffclip_openclip.attention.reference import attention_bias, pair
+from diffclip_openclip.attention.reference import attention_bias, in_pairs
 
 
-def _block_size(B: int, P: int, N: int, itemsize: int, block_bytes: int) -> tuple[int, int]:
-    """Return the samples and pairs of a block: whole samples as long as they fit, else some pairs of one sample."""
-    fitting = max(1, block_bytes * torch.get_num_threads() // max(1, 2 * N * N * itemsize))
-    return max(1, min(B, fitting // P)), min(P, fitting)
+def _divide(qkv_BNC3: torch.Tensor, num_heads: int, block_bytes: int, maps: int) -> tuple[tuple[Block, ...], list[Any]]:
+    """Return the blocks, and for each worker a buffer for so many maps of each pair of a block."""
+    B, N, _ = qkv_BNC3.shape
+    dtype = torch.promote_types(qkv_BNC3.dtype, torch.float32)
+    fitting = max(1, block_bytes // max(1, 2 * N * N * dtype.itemsize))
+    blocks, workers = divide(B, num_heads // 2, fitting, torch.get_num_threads())
+    return blocks, [torch.empty(maps * largest(blocks), N, N, dtype=dtype) for _ in range(workers)]
 
 
-def _blocks(B: int, P: int, size: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
-    for sample in range(0, B, size[0]):
-        for first in range(0, P, size[1]):
-            yield slice(sample, min(sample + size[0], B)), slice(first, min(first + size[1], P))
-
-
-def _heads(qkv_BNC3: torch.Tensor, num_heads: int) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
-    """Return views: q and k of both maps, each (B, P, N, d), and v, (B, P, N, e)."""
+def _heads(qkv_BNC3: torch.Tensor, num_heads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return views: q and k, (B, P, 2, N, d), and v, (B, P, N, e)."""
     q_BHNd, k_BHNd, v_BPNe = split_heads(qkv_BNC3, num_heads)
-    return list(pair(q_BHNd)), list(pair(k_BHNd)), v_BPNe
+    return in_pairs(q_BHNd), in_pairs(k_BHNd), v_BPNe
 
 
 def _make_maps(
-    q_RNd: list[torch.Tensor], k_RNd: list[torch.Tensor], bias: torch.Tensor | None, out_2RNN: torch.Tensor
-) -> None:
-    """Write both maps, in float32 or better: scores rounded to 16 bits would cost more than all other roundings."""
-    for q, k, map_RNN in zip(q_RNd, k_RNd, out_2RNN, strict=True):
-        q, k = q.to(map_RNN.dtype), k.to(map_RNN.dtype)
-        torch.baddbmm(map_RNN, q, k.transpose(1, 2), beta=0, alpha=q.shape[-1] ** -0.5, out=map_RNN)
-        if bias is not None:
-            map_RNN += bias
-        torch.softmax(map_RNN, -1, out=map_RNN)
+    q_MNd: torch.Tensor, k_MNd: torch.Tensor, bias: torch.Tensor | None, out_MNN: torch.Tensor
+) -> torch.Tensor:
+    """Write maps, in float32 or better: scores rounded to 16 bits would cost more than all other roundings."""
+    q_MNd, k_MNd = q_MNd.to(out_MNN.dtype), k_MNd.to(out_MNN.dtype)
+    torch.baddbmm(out_MNN, q_MNd, k_MNd.transpose(1, 2), beta=0, alpha=q_MNd.shape[-1] ** -0.5, out=out_MNN)
+    if bias is not None:
+        out_MNN += bias
+    return torch.softmax(out_MNN, -1, out=out_MNN)
 
 
 @torch.library.custom_op("diffclip_openclip::attend_cpu", mutates_args=(), device_types="cpu")
@@ -82,7 +78,7 @@ def attend_cpu(
         lambda_: the layer's scalar.
         weight: of the norm, (e,).
         keep: also return what the backward pass needs.
-        block_bytes: of maps that a thread works on at a time.
+        block_bytes: of both maps of a block's pairs, which one thread computes.
 
     Returns:
         the normalised heads, (B, N, C); and, each empty without ``keep``, the heads before the norm, (B, P, N, e), and
@@ -91,28 +87,23 @@ def attend_cpu(
     q, k, v = _heads(qkv, num_heads)
     (B, P, N, e), dtype = v.shape, torch.promote_types(qkv.dtype, torch.float32)
     out_BNPe = qkv.new_empty(B, N, P, e)
+    out_BPNe = out_BNPe.transpose(1, 2)  # written where the next projection reads it
     kept_BPNe = qkv.new_empty((B, P, N, e) if keep else 0)
     inverse_rms_BPN1 = qkv.new_empty((B, P, N, 1) if keep else 0, dtype=dtype)
     bias, factor = attention_bias(None, is_causal, B, num_heads, N, dtype, qkv.device), float(lambda_)
-    size = _block_size(B, P, N, dtype.itemsize, block_bytes)
-    buffers = torch.empty(2, size[0] * size[1], N, N, dtype=dtype)
-    with torch.autocast("cpu", enabled=False):
-        for block in _blocks(B, P, size):
-            q_RNd, k_RNd, v_RNe = (
-                [x[block].flatten(0, 1) for x in q],
-                [x[block].flatten(0, 1) for x in k],
-                v[block].flatten(0, 1),
-            )
-            maps_2RNN = buffers[:, : len(v_RNe)]
-            _make_maps(q_RNd, k_RNd, bias, maps_2RNN)
-            difference_RNN = torch.sub(maps_2RNN[0], maps_2RNN[1], alpha=factor, out=maps_2RNN[0])
-            heads = torch.bmm(difference_RNN.to(qkv.dtype), v_RNe).view_as(v[block])
-            wide = heads.to(dtype)
-            inverse_rms = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
-            if keep:
-                kept_BPNe[block], inverse_rms_BPN1[block] = heads, inverse_rms
-            # written where the next projection reads it
-            out_BNPe[block[0], :, block[1]] = (wide * inverse_rms).mul_(weight).transpose(1, 2)
+
+    def attend_block(buffer_MNN: torch.Tensor, block: Block) -> None:
+        q_MNd, k_MNd, v_RNe = q[block].flatten(0, 2), k[block].flatten(0, 2), v[block].flatten(0, 1)
+        a1_RNN, a2_RNN = _make_maps(q_MNd, k_MNd, bias, buffer_MNN[: len(q_MNd)]).unflatten(0, (-1, 2)).unbind(1)
+        difference_RNN = a1_RNN.sub_(a2_RNN, alpha=factor)
+        heads = torch.bmm(difference_RNN.to(qkv.dtype), v_RNe).view_as(v[block])
+        norms = torch.linalg.vector_norm(heads, dim=-1, keepdim=True, dtype=dtype)
+        inverse_rms = norms.square_().div_(e).add_(eps).rsqrt_()
+        if keep:
+            kept_BPNe[block], inverse_rms_BPN1[block] = heads, inverse_rms
+        torch.mul(heads * inverse_rms, weight, out=out_BPNe[block])
+
+    compute(attend_block, *_divide(qkv, num_heads, block_bytes, maps=2))
     return out_BNPe.flatten(2), kept_BPNe, inverse_rms_BPN1
 
 
@@ -146,49 +137,52 @@ def _attend_cpu_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Compute the gradients of qkv, lambda_ and weight from that of the normalised heads, (B, N, C)."""
     q, k, v = _heads(qkv, num_heads)
-    (B, P, N, e), dtype = v.shape, torch.promote_types(qkv.dtype, torch.float32)
+    (B, P, N, e), d, dtype = v.shape, q.shape[-1], torch.promote_types(qkv.dtype, torch.float32)
     grad_BPNe = grad.unflatten(-1, (P, e)).transpose(1, 2)
     grad_qkv = torch.empty_like(qkv)
     grad_q, grad_k, grad_v = _heads(grad_qkv, num_heads)
-    # float64: sums over all blocks, of which there may be thousands
-    grad_lambda, grad_weight = torch.zeros((), dtype=torch.float64), torch.zeros(e, dtype=torch.float64)
+    # sums of each pair, so that no total depends on how pairs are divided into blocks
+    sums_BP, sums_BPe = torch.empty(B, P, dtype=dtype), torch.empty(B, P, e, dtype=dtype)
     bias, factor = attention_bias(None, is_causal, B, num_heads, N, dtype, qkv.device), float(lambda_)
-    size = _block_size(B, P, N, dtype.itemsize, block_bytes)
-    buffers = torch.empty(4, size[0] * size[1], N, N, dtype=dtype)
-    with torch.autocast("cpu", enabled=False):
-        for block in _blocks(B, P, size):
-            q_RNd, k_RNd, v_RNe = (
-                [x[block].flatten(0, 1) for x in q],
-                [x[block].flatten(0, 1) for x in k],
-                v[block].flatten(0, 1),
-            )
-            maps_2RNN, (work_RNN, grad_difference_RNN) = buffers[:2, : len(v_RNe)], buffers[2:, : len(v_RNe)]
-            _make_maps(q_RNd, k_RNd, bias, maps_2RNN)
-            grad_RNe = _norm_backward(
-                grad_BPNe[block].to(dtype), kept[block].to(dtype), inverse_rms[block], weight, grad_weight
-            ).flatten(0, 1)
-            torch.bmm(grad_RNe, v_RNe.transpose(1, 2).to(dtype), out=grad_difference_RNN)
-            torch.sub(maps_2RNN[0], maps_2RNN[1], alpha=factor, out=work_RNN)
-            grad_v[block] = torch.bmm(work_RNN.to(qkv.dtype).transpose(1, 2), grad_RNe.to(qkv.dtype)).view_as(v[block])
-            for i, sign in ((0, 1.0), (1, -factor)):
-                along_RN1 = _softmax_backward(grad_difference_RNN, maps_2RNN[i], work_RNN)
-                if i == 1:
-                    grad_lambda -= along_RN1.sum()
-                grad_scores_RNN, scale = work_RNN.to(qkv.dtype), sign * q_RNd[i].shape[-1] ** -0.5
-                grad_q[i][block] = torch.bmm(grad_scores_RNN, k_RNd[i]).mul_(scale).view_as(q[i][block])
-                grad_k[i][block] = torch.bmm(grad_scores_RNN.transpose(1, 2), q_RNd[i]).mul_(scale).view_as(k[i][block])
+    scale_211 = torch.tensor([d**-0.5, -factor * d**-0.5], dtype=dtype).view(2, 1, 1)
+
+    def attend_block(buffer_MNN: torch.Tensor, block: Block) -> None:
+        q_MNd, k_MNd, v_RNe = q[block].flatten(0, 2), k[block].flatten(0, 2), v[block].flatten(0, 1)
+        M, R = len(q_MNd), len(v_RNe)
+        maps_MNN, work_MNN, grad_difference_RNN = buffer_MNN[: 2 * M + R].split([M, M, R])
+        maps_R2NN, work_R2NN = maps_MNN.unflatten(0, (R, 2)), work_MNN.unflatten(0, (R, 2))
+        _make_maps(q_MNd, k_MNd, bias, maps_MNN)
+        grad_heads, sums_BPe[block] = _norm_backward(
+            grad_BPNe[block].to(dtype), kept[block].to(dtype), inverse_rms[block], weight
+        )
+        grad_RNe = grad_heads.flatten(0, 1)
+        torch.bmm(grad_RNe, v_RNe.transpose(1, 2).to(dtype), out=grad_difference_RNN)
+        difference_RNN = torch.sub(maps_R2NN[:, 0], maps_R2NN[:, 1], alpha=factor, out=work_MNN[:R])
+        grad_v[block] = torch.bmm(difference_RNN.to(qkv.dtype).transpose(1, 2), grad_RNe.to(qkv.dtype)).view_as(
+            v[block]
+        )
+        along_R2N1 = _softmax_backward(grad_difference_RNN.unsqueeze(1), maps_R2NN, work_R2NN)
+        sums_BP[block] = along_R2N1[:, 1].sum((1, 2)).view_as(sums_BP[block])
+        grad_scores_MNN = work_MNN.to(qkv.dtype)
+        grad_q_MNd, grad_k_MNd = torch.bmm(grad_scores_MNN, k_MNd), torch.bmm(grad_scores_MNN.transpose(1, 2), q_MNd)
+        torch.mul(grad_q_MNd.view_as(q[block]), scale_211, out=grad_q[block])
+        torch.mul(grad_k_MNd.view_as(k[block]), scale_211, out=grad_k[block])
+
+    compute(attend_block, *_divide(qkv, num_heads, block_bytes, maps=5))
+    # float64: sums over all pairs, of which there may be thousands
+    grad_lambda, grad_weight = -sums_BP.sum(dtype=torch.float64), sums_BPe.sum((0, 1), dtype=torch.float64)
     return grad_qkv, grad_lambda.to(lambda_.dtype), grad_weight.to(weight.dtype)
 
 
 def _norm_backward(
-    grad: torch.Tensor, heads: torch.Tensor, inverse_rms: torch.Tensor, weight: torch.Tensor, grad_weight: torch.Tensor
-) -> torch.Tensor:
-    """Compute the gradient before the norm, and add the weight's to ``grad_weight``, which all blocks share."""
+    grad: torch.Tensor, heads: torch.Tensor, inverse_rms: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the gradient before the norm, and each pair's share of the weight's, (..., e)."""
     normed = heads * inverse_rms
     product = grad * normed
-    grad_weight += product.sum((0, 1, 2))
+    share = product.sum(-2)
     along = product.mul_(weight).mean(-1, keepdim=True)
-    return (grad * weight).addcmul_(normed, along, value=-1).mul_(inverse_rms)
+    return (grad * weight).addcmul_(normed, along, value=-1).mul_(inverse_rms), share
 
 
 def _softmax_backward(grad: torch.Tensor, softmax: torch.Tensor, out: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ from diffclip_openclip.attention.recompute import recomputed, transformed, witho
 from diffclip_openclip.attention.reference import attention_bias, pair
 
 PATHS = ("maps", "blocks", "sdpa")
-# bytes of maps that a thread works on: fastest of 0.5 to 16 MiB on a CPU with 1 MiB of second-level cache a core
+# bytes of maps that one thread works on: fastest of 0.5 to 16 MiB on a CPU with 1 MiB of second-level cache a core
 CACHE_BYTES = 2 << 20
 # values wider than queries get a wrong shape before (pytorch/pytorch#176767)
 MPS_TAKES_WIDE_VALUES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)

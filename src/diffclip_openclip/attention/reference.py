@@ -17,13 +17,18 @@ import torch
 
 
 def pair(heads_BHxx: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the heads of maps 1 and 2, each (B, P, ...): heads 2p and 2p + 1 are the pair p.
+    """Return the heads of maps 1 and 2, each (B, P, ...)."""
+    first, second = in_pairs(heads_BHxx).unbind(2)
+    return first, second
+
+
+def in_pairs(heads_BHxx: torch.Tensor) -> torch.Tensor:
+    """Return a view of shape (B, P, 2, ...): heads 2p and 2p + 1 are the pair p.
 
     This is the pair convention, for queries, keys, maps and masks alike. What a pair shares, version 2's keys or a mask
     for each pair, is given to its heads by ``repeat_interleave(2)``.
     """
-    first, second = heads_BHxx.unflatten(1, (-1, 2)).unbind(2)
-    return first, second
+    return heads_BHxx.unflatten(1, (-1, 2))
 
 
 def differential_attention_reference(

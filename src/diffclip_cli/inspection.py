@@ -64,6 +64,7 @@ def _bench(arguments: argparse.Namespace) -> list[str]:
         grad_checkpointing=arguments.grad_checkpointing,
         batch_sizes=arguments.batch_size,
         image_sizes=arguments.image_size,
+        busy=arguments.busy,
     )
     passes = measure.PASSES[:1] if arguments.forward_only else measure.PASSES
     rows = measure.bench(arguments.model or _BENCH_MODELS, settings, rounds=arguments.rounds, passes=passes)
@@ -109,6 +110,9 @@ def add_commands(command: AddCommand) -> None:
         "--image-size", type=int, nargs="+", default=[None], metavar="N", help="pixels; default: the model's own"
     )
     sub.add_argument("--forward-only", action="store_true", help="no train step, which needs memory for an optimizer")
+    sub.add_argument(
+        "--busy", type=int, default=0, metavar="N", help="processes that keep a core each busy meanwhile; default: 0"
+    )
     sub.add_argument("--rounds", type=int, default=10, metavar="N", help="counted turns of each model; default: 10")
     sub.add_argument("--output", type=Path, metavar="FILE.json", help="write the figures there, and a plot beside it")
     add_overwrite(sub)

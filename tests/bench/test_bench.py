@@ -1,6 +1,8 @@
 """``diffclip bench`` writes figures and a plot, and refuses bad input; no timing is asserted."""
 
 import json
+import subprocess
+import time
 
 import pytest
 import torch
@@ -37,7 +39,13 @@ def test_figures_and_plot(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "flags",
-    [["--precision", "amp_bf16"], ["--precision", "pure_bf16"], ["--grad-checkpointing"], ["--forward-only"]],
+    [
+        ["--precision", "amp_bf16"],
+        ["--precision", "pure_bf16"],
+        ["--grad-checkpointing"],
+        ["--forward-only"],
+        ["--forward-only", "--busy", "1"],
+    ],
     ids=lambda flags: flags[-1],
 )
 def test_flags(flags):
@@ -52,6 +60,7 @@ def test_flags(flags):
         (["--device", "potato"], "device 'potato' cannot be used here"),
         (["--rounds", "1"], "quartiles need at least 2"),
         (["--batch-size", "0"], "sizes must be positive, not 0"),
+        (["--busy", "-1"], "busy is -1; it is a number of processes"),
         (["--output", "figures.txt"], "does not end in .json"),
     ],
 )
@@ -59,6 +68,20 @@ def test_bad_input(flags, expected, capsys):
     assert main([*NANO, *flags]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert expected in line
+
+
+def test_neighbours_run_meanwhile_and_end(monkeypatch):
+    started, popen = [], subprocess.Popen
+
+    def start(*arguments, **kwargs):
+        started.append(popen(*arguments, **kwargs))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with bench._neighbours(2):
+        time.sleep(0.2)
+        assert [process.poll() for process in started] == [None, None]
+    assert None not in [process.poll() for process in started]
 
 
 def test_peak_is_what_was_held_at_once():

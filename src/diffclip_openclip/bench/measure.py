@@ -7,6 +7,8 @@ import contextlib
 import json
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,6 +40,7 @@ class Setting:
     grad_checkpointing: bool = False
     batch_size: int = 8
     image_size: int | None = None  # in pixels; None for each model's own
+    busy: int = 0  # processes that compute beside the models, each a core's worth, as data loaders do
 
 
 @dataclass(frozen=True)
@@ -88,13 +91,14 @@ def _compare(models: Sequence[str], setting: Setting, what: str, rounds: int) ->
         raise ValueError(f"{', '.join(models)} cannot run with {setting}: {error}") from error
     seconds: list[list[float]] = [[] for _ in steps]
     title = f"{what}, batch {setting.batch_size}" + (f", {setting.image_size} px" if setting.image_size else "")
-    for turn in tqdm(range(_WARM_UP + rounds), desc=title, leave=False):
-        for times, step in zip(seconds, steps, strict=True):
-            start = time.perf_counter()
-            step()
-            _wait(setting.device)
-            if turn >= _WARM_UP:
-                times.append(time.perf_counter() - start)
+    with _neighbours(setting.busy):
+        for turn in tqdm(range(_WARM_UP + rounds), desc=title, leave=False):
+            for times, step in zip(seconds, steps, strict=True):
+                start = time.perf_counter()
+                step()
+                _wait(setting.device)
+                if turn >= _WARM_UP:
+                    times.append(time.perf_counter() - start)
     found = []
     for name, times, peak in zip(models, seconds, peaks, strict=True):
         ratios = [base / own for base, own in zip(seconds[0], times, strict=True)]
@@ -102,6 +106,21 @@ def _compare(models: Sequence[str], setting: Setting, what: str, rounds: int) ->
         throughput = setting.batch_size / statistics.median(times)
         found.append(BenchResult(name, what, setting, times, throughput, statistics.median(ratios), (low, high), peak))
     return found
+
+
+@contextlib.contextmanager
+def _neighbours(count: int) -> Iterator[None]:
+    """Keep so many other processes busy in the body."""
+    # a killed process leaves no neighbour behind: their input ends with it
+    watch = "threading.Thread(target=lambda: sys.stdin.read() or os._exit(0)).start()"
+    command = [sys.executable, "-S", "-c", f"import os, sys, threading; {watch}\nwhile True: pass"]
+    processes = [subprocess.Popen(command, stdin=subprocess.PIPE) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
 
 
 def _step(name: str, setting: Setting, what: str) -> Callable[[], object]:
@@ -202,19 +221,22 @@ def settings_of(
     grad_checkpointing: bool,
     batch_sizes: Sequence[int],
     image_sizes: Sequence[int | None],
+    busy: int = 0,
 ) -> list[Setting]:
     """Return a setting for every combination of batch and image size.
 
     Raises:
-        ValueError: a size is not positive, or torch does not have the device here.
+        ValueError: a size is not positive, ``busy`` is negative, or torch does not have the device here.
     """
     if bad := [size for size in (*batch_sizes, *image_sizes) if size is not None and size < 1]:
         raise ValueError(f"sizes must be positive, not {bad[0]}")
+    if busy < 0:
+        raise ValueError(f"busy is {busy}; it is a number of processes, 0 or more")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch's answers for no driver, and for a build without it
         raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
     return [
-        Setting(device, precision, compile, grad_checkpointing, batch_size, image_size)
+        Setting(device, precision, compile, grad_checkpointing, batch_size, image_size, busy)
         for batch_size, image_size in product(batch_sizes, image_sizes)
     ]

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import platform
 import statistics
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ def machine(device: str) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name(device) if kind == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
+        "wait_policy": os.environ.get("OMP_WAIT_POLICY"),  # of torch's threads
         "python": platform.python_version(),
         "versions": {package: version(package) for package in _PACKAGES},
         "date": datetime.now(UTC).date().isoformat(),

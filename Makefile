@@ -3,6 +3,7 @@
 # make test-lowest  the tests with the lowest versions that pyproject.toml admits, in an environment of their own
 # make test-host HOST=PATH  the tests with a checkout of open_clip, in an environment of their own
 # make fuzz         random and hostile inputs, other ones each time, for FUZZ_TIME (10 minutes) at most
+# make gpu          tests and figures of a CUDA machine, in runs/gpu; stopped, the same command goes on
 # make lint         ruff and mypy
 # make site         the documentation as a site, into site/
 # make dist         sdist and wheel, checked as an index does, into dist/
@@ -21,7 +22,7 @@ FUZZ_TIME ?= 10m
 FUZZED = tests/weights/test_fuzz_weights.py tests/weights/test_fuzz_configs.py tests/cli/test_fuzz_commands.py \
 	tests/weights/test_hostile_checkpoints.py tests/weights/test_foreign.py tests/test_files.py
 
-.PHONY: quickstart test test-all test-lowest test-host fuzz lint site dist clean
+.PHONY: quickstart test test-all test-lowest test-host fuzz gpu lint site dist clean
 
 # an editable install holds a copy of the start-up file
 $(INSTALLED): pyproject.toml hatch_build.py src/diffclip_openclip_autoload.pth
@@ -57,6 +58,10 @@ test-host:
 fuzz: $(INSTALLED)
 	DIFFCLIP_FUZZ=20 OMP_NUM_THREADS=1 timeout $(FUZZ_TIME) $(RUN) -m pytest -x -n auto -m 'slow or not slow' $(FUZZED) \
 		|| test $$? -eq 124
+
+# status 3: the time of one call is over, and cells are left
+gpu: $(INSTALLED)
+	while $(RUN) benchmarks/gpu.py; s=$$?; test $$s -eq 3; do :; done; exit $$s
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

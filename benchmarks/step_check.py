@@ -60,10 +60,20 @@ def bytes_of_a_sample(model: Any, batch_sizes: tuple[int, int], device: str) -> 
 
 
 def efficient_attention(
-    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    enable_gqa: bool = False,
 ) -> Tensor:
-    """Call CUDA's memory-efficient attention, which FakeTensor would not choose by itself."""
+    """Call CUDA's memory-efficient attention, and flash attention for shared keys: FakeTensor does not choose."""
     half = torch.get_autocast_dtype("cuda")
+    if enable_gqa:
+        flash = torch.ops.aten._scaled_dot_product_flash_attention
+        shared: Tensor = flash(q.to(half), k.to(half), v.to(half), dropout_p, is_causal)[0]
+        return shared
     if attn_mask is not None:
         attn_mask = attn_mask.to(half).expand(*q.shape[:3], k.shape[2])
     attend = torch.ops.aten._scaled_dot_product_efficient_attention
@@ -74,7 +84,14 @@ def efficient_attention(
 @contextmanager
 def simulated_cuda() -> Iterator[None]:
     """Simulate CUDA without a device: fake tensors, its autocast switched on, its attention."""
-    with FakeTensorMode(), mock.patch.object(F, "scaled_dot_product_attention", efficient_attention):
+    backends = torch.backends.cuda
+    with (
+        FakeTensorMode(),
+        mock.patch.object(F, "scaled_dot_product_attention", efficient_attention),
+        # torch would ask a device
+        mock.patch.object(backends, "SDPAParams", lambda *arguments: arguments),
+        mock.patch.object(backends, "can_use_flash_attention", return_value=True),
+    ):
         torch.set_autocast_enabled("cuda", True)
         try:
             yield

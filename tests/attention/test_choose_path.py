@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from support.common import REPOSITORY
 
 from diffclip_openclip import DifferentialAttention, DifferentialAttentionV2
-from diffclip_openclip.attention import choose_path, paths, use_path
+from diffclip_openclip.attention import choice, choose_path, use_path
 
 PLAIN = {"masked": False, "dropout_p": 0.0, "fusible": True}
 
@@ -35,14 +36,47 @@ def test_accelerators_keep_no_map(device, change):
     assert choose_path(_qkv(device), 12, **(PLAIN | change)) == "sdpa"
 
 
+MEASURED = (
+    choice.Measured((9, 0), (2, 11), 256, "maps", "short.json"),
+    choice.Measured((9, 0), (2, 11), 1024, "sdpa", "long.json"),
+)
+
+
+@pytest.mark.parametrize(
+    ("capability", "version", "num_tokens", "path"),
+    [
+        ((9, 0), (2, 11), 197, "maps"),
+        ((9, 0), (2, 15), 257, "sdpa"),
+        ((9, 0), (2, 10), 197, None),
+        ((8, 0), (2, 15), 197, None),
+        ((9, 0), (2, 15), 2048, None),
+    ],
+)
+def test_what_was_measured_on_a_device_decides(capability, version, num_tokens, path):
+    assert choice.measured_path(MEASURED, capability, version, num_tokens) == path
+
+
+def test_choose_path_asks_the_table(monkeypatch):
+    monkeypatch.setattr(choice, "MEASURED", (choice.Measured((9, 0), (2, 0), 197, "maps", "here.json"),))
+    for capability, path in (((9, 0), "maps"), ((8, 9), "sdpa")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, capability=capability: capability)
+        assert choose_path(_qkv("cuda"), 12, **PLAIN) == path
+
+
+def test_measured_rows_name_a_path_and_a_file_that_is_there():
+    for row in choice.MEASURED:
+        assert row.path in choice.PATHS
+        assert (REPOSITORY / "benchmarks" / "results" / row.source).exists()
+
+
 @pytest.mark.parametrize(("takes_wide_values", "path"), [(True, "sdpa"), (False, "maps")])
 def test_mps_gets_wide_values_only_where_their_shape_is_right(takes_wide_values, path, monkeypatch):
     """pytorch/pytorch#176767, mended in 2.12."""
-    monkeypatch.setattr(paths, "MPS_TAKES_WIDE_VALUES", takes_wide_values)
+    monkeypatch.setattr(choice, "MPS_TAKES_WIDE_VALUES", takes_wide_values)
     assert choose_path(_qkv("mps"), 12, **PLAIN) == path
 
 
-@pytest.mark.parametrize("path", paths.PATHS)
+@pytest.mark.parametrize("path", choice.PATHS)
 def test_the_override_decides_and_ends(path):
     before = choose_path(_qkv(), 12, **PLAIN)
     with use_path(path):
@@ -68,6 +102,6 @@ def test_blocks_refuse_what_they_cannot_compute(arguments):
 def test_version_2_has_one_way():
     layer, x = DifferentialAttentionV2(16, 4), torch.randn(2, 5, 16)
     expected = layer(x)
-    for path in paths.PATHS:
+    for path in choice.PATHS:
         with use_path(path):
             assert torch.equal(layer(x), expected)

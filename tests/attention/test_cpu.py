@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from diffclip_openclip import DifferentialAttention, differential_attention_reference
-from diffclip_openclip.attention import paths, use_path
+from diffclip_openclip.attention import choice, use_path
 from diffclip_openclip.attention.cpu import attend_cpu
 
 EPS = 1e-5
@@ -81,8 +81,8 @@ def _runs(module, *arguments, **kwargs) -> bool:
 
 def test_the_layer_uses_it_where_maps_would_leave_the_cache():
     layer, x = _large_layer()
-    assert not paths.fits_in_cache(4, 4, 300)
-    assert paths.fits_in_cache(1, 4, 300)
+    assert not choice.fits_in_cache(4, 4, 300)
+    assert choice.fits_in_cache(1, 4, 300)
     assert _runs(layer, x)
     assert _runs(layer, x, is_causal=True)
     assert not _runs(layer, x, attn_mask=torch.ones(300, 300, dtype=torch.bool))

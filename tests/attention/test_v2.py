@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from support.attention_layers import V2, B, N, close, defined_v2, layer_v2
+from support.attention_layers import V2, B, N, close, defined_v2, layer_v2, output_and_gradients
 from timm.layers import Attention
 
 from diffclip_openclip import DifferentialAttentionV2, differential_attention_v2_reference
+from diffclip_openclip.attention import paths
 
 C, H = 15, 3
 d = C // H
@@ -149,3 +150,30 @@ def test_bad_sizes_are_refused(kwargs, parts):
 
 
 # --- what the hosts do with a module ---
+
+
+# --- on accelerators ---
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_heads_that_share_keys_in_one_call(is_causal, monkeypatch):
+    """Flash attention on GPUs takes them; on the CPU the same call repeats the keys."""
+    module, (x, weight) = layer_v2(), V2.tokens()
+    found = []
+    for shares in (False, True):
+        monkeypatch.setattr(paths, "_shares_keys", lambda *_, shares=shares: shares)
+        found.append(output_and_gradients(module, x, lambda x: module(x, is_causal=is_causal), weight))
+    for name, separate in found[0].items():
+        close(found[1][name], separate)
+
+
+def test_autocast_casts_the_input_once():
+    module, x = layer_v2().float(), torch.randn(B, N, C)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        torch.profiler.profile(activities=activities, record_shapes=True) as record,
+    ):
+        module(x)
+    copies = [event for event in record.events() if event.name == "aten::_to_copy"]
+    assert [event.input_shapes[0] for event in copies].count([B, N, C]) == 1

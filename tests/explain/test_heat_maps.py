@@ -15,7 +15,7 @@ from support.explain_models import (
     texts,
 )
 
-from diffclip_openclip.attention.paths import fits_in_cache
+from diffclip_openclip.attention.choice import fits_in_cache
 from diffclip_openclip.explain import relevance, upsample
 from diffclip_openclip.towers.timm_vit import TimmDifferentialAttention
 

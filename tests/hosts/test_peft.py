@@ -5,7 +5,7 @@ import peft
 import pytest
 import torch
 
-from diffclip_openclip.attention.paths import use_path
+from diffclip_openclip.attention.choice import use_path
 
 NAMES = ["DiffCLIP-nano", "DiffCLIP-V2-nano"]
 LINEAR = r".*\.(attn\.(qkv|proj)|mlp\.(fc1|fc2|c_fc|c_proj))"

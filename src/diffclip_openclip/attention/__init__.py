@@ -1,6 +1,6 @@
 """Define differential attention: layers, definitions and the ways to compute them. It imports torch only."""
 
-from diffclip_openclip.attention.paths import choose_path, use_path
+from diffclip_openclip.attention.choice import choose_path, use_path
 from diffclip_openclip.attention.reference import (
     differential_attention_reference,
     differential_attention_v2_reference,

@@ -1,97 +1,18 @@
-"""Compute the difference of two maps in one of three ways, and choose which (:func:`choose_path`).
+"""Compute the difference of two maps: explicitly, by fused attention, or by the CPU operator (choice.py says which).
 
-========  ==============================================================================================================
-"maps"    Both maps explicitly, subtracted before one product with v.
-"blocks"  Block by block in the CPU's cache, norm included; no map leaves it (cpu.py).
-"sdpa"    Two calls of torch's fused attention, subtracted behind the product with v; no N x N map is kept.
-========  ==============================================================================================================
-
-All give the same values and gradients, up to rounding. A layer whose ``fused_attn`` is False and a scripted layer on
-the CPU do not ask and take "maps". A query that may look nowhere is called blind; it gets zeros. Shape legend: that of
-reference.py.
+All ways give the same values and gradients, up to rounding. A query that may look nowhere is called blind; it gets
+zeros. Shape legend: that of reference.py.
 """
 
-import contextlib
 import math
-from collections.abc import Iterator
 from typing import Optional
 
 import torch
 import torch.nn.functional as F
 
+from diffclip_openclip.attention.choice import CACHE_BYTES, choose_path
 from diffclip_openclip.attention.recompute import recomputed, transformed, without_autocast
 from diffclip_openclip.attention.reference import attention_bias, pair
-
-PATHS = ("maps", "blocks", "sdpa")
-# bytes of maps that one thread works on: fastest of 0.5 to 16 MiB on a CPU with 1 MiB of second-level cache a core
-CACHE_BYTES = 2 << 20
-# values wider than queries get a wrong shape before (pytorch/pytorch#176767)
-MPS_TAKES_WIDE_VALUES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)
-_chosen: Optional[str] = None  # by use_path
-
-
-@contextlib.contextmanager
-def use_path(path: str) -> Iterator[None]:
-    """Compute differential attention in one way within the context, in all threads: for tests and comparisons.
-
-    Version 2 has one way, fused attention, and is not changed; nor are scripted layers and those whose ``fused_attn``
-    is False. Compiled layers are compiled anew.
-
-    Raises:
-        ValueError: an unknown path; and from a layer, where "blocks" is used for what it cannot compute.
-    """
-    if path not in PATHS:
-        raise ValueError(f"path is {path!r}; it must be one of {', '.join(map(repr, PATHS))}")
-    global _chosen
-    before, _chosen = _chosen, path
-    try:
-        yield
-    finally:
-        _chosen = before
-
-
-def choose_path(qkv_BNC3: torch.Tensor, num_heads: int, *, masked: bool, dropout_p: float, fusible: bool) -> str:
-    """Decide how to compute version 1's attention.
-
-    Args:
-        qkv_BNC3: queries, keys and values of ``num_heads`` heads, (B, N, 3 C).
-        masked: whether there is an ``attn_mask``; being causal is none.
-        dropout_p: dropout on the maps.
-        fusible: whether the CPU operator could take over the norm: it is torch's own, and nothing transforms the call.
-
-    Raises:
-        ValueError: :func:`use_path` asks for "blocks" where they cannot compute what is asked for.
-    """
-    device = qkv_BNC3.device.type
-    blocks_can = fusible and not masked and dropout_p == 0.0 and device == "cpu"
-    if _chosen is not None:
-        if _chosen == "blocks" and not blocks_can:
-            raise ValueError(
-                "use_path('blocks') is in force; blocks take tensors on the CPU without attn_mask, dropout or "
-                "torch.func, and torch's own RMSNorm without hooks; use another path for this call"
-            )
-        return _chosen
-    if device == "mps" and not MPS_TAKES_WIDE_VALUES:
-        return "maps"
-    if device != "cpu":
-        return "sdpa"  # memory is what is short there
-    if not blocks_can or torch.jit.is_tracing() or torch.compiler.is_exporting():
-        return "maps"  # exported programs are to run where this package's operator is not
-    B, N, _ = qkv_BNC3.shape
-    return "maps" if fits_in_cache(B, num_heads, N) else "blocks"  # one block has nothing to gain
-
-
-def fits_in_cache(batch_size: int, num_heads: int, num_tokens: int) -> bool:
-    """Tell whether all maps together, in float32, are one thread's share of the cache.
-
-    Sizes that torch.compile keeps open do not count as fitting, so that they stay open.
-    """
-    fits = 4 * batch_size * num_heads * num_tokens * num_tokens <= CACHE_BYTES
-    if not torch.compiler.is_compiling():
-        return fits
-    from torch.fx.experimental.symbolic_shapes import statically_known_true  # half a second to import
-
-    return statically_known_true(fits)
 
 
 def split_heads(qkv_BNC3: torch.Tensor, num_heads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -173,8 +94,12 @@ def attend_v2(
     backward) that is about as fast at ViT-B/16's size, 1.6 times as fast at L/14's and 0.8 times at the text tower's.
     """
     B, P, N, d = k_BPNd.shape
-    if attn_mask is None and not is_causal:
-        # every query sees every key, so both maps' queries are one longer sequence over the shared keys and values
+    if attn_mask is None and _shares_keys(q_BHNd, k_BPNd, v_BPNd, dropout_p, is_causal):
+        out_BHNd = F.scaled_dot_product_attention(q_BHNd, k_BPNd, v_BPNd, None, dropout_p, is_causal, enable_gqa=True)
+        out1_BPNd, out2_BPNd = pair(out_BHNd)
+    elif attn_mask is None and not is_causal and q_BHNd.device.type == "cpu":
+        # every query sees every key, so both maps' queries are one longer sequence over the shared keys and values;
+        # that copies the queries, which on accelerators costs more than to read keys and values twice
         q_BPMd = q_BHNd.reshape(B, P, 2 * N, d)
         out_BPMd = F.scaled_dot_product_attention(q_BPMd, k_BPNd, v_BPNd, None, dropout_p)
         out1_BPNd, out2_BPNd = out_BPMd.unflatten(2, (2, N)).unbind(2)
@@ -188,12 +113,36 @@ def attend_v2(
         return recomputed(_subtract_for_joining, out1_BNPd, out2_BNPd, lambda_BNP1).flatten(2)
 
 
+def _shares_keys(
+    q_BHNd: torch.Tensor, k_BPNd: torch.Tensor, v_BPNd: torch.Tensor, dropout_p: float, is_causal: bool
+) -> bool:
+    """Tell whether flash attention takes more heads of queries than of keys; other kernels do not, or fall to maps."""
+    if torch.jit.is_scripting() or q_BHNd.device.type != "cuda":
+        return False
+    else:  # noqa: RET505  TorchScript leaves out a branch, not what follows one
+        backends = torch.backends.cuda
+        asked = backends.SDPAParams(q_BHNd, k_BPNd, v_BPNd, None, dropout_p, is_causal, True)
+        return bool(backends.can_use_flash_attention(asked))
+
+
 def softmax_maps(
     q_BHNd: torch.Tensor, k_BHNd: torch.Tensor, attn_mask: Optional[torch.Tensor], is_causal: bool
 ) -> torch.Tensor:
     """Compute all heads' maps, (B, H, N, N), in float32 or better, as fused attention does inside."""
-    scores_BHNN = _masked_scores(q_BHNd, k_BHNd, attn_mask, is_causal)
-    return _without_blind(scores_BHNN.softmax(dim=-1), attn_mask, is_causal)
+    return _masked_softmax(_scores(q_BHNd, k_BHNd), attn_mask, is_causal)
+
+
+def _masked_softmax(scores_BHNN: torch.Tensor, attn_mask: Optional[torch.Tensor], is_causal: bool) -> torch.Tensor:
+    """Compute the softmax over where each query may look, with zeros for blind queries."""
+    B, H, N, _ = scores_BHNN.shape
+    bias = attention_bias(attn_mask, is_causal, B, H, N, scores_BHNN.dtype, scores_BHNN.device, paired=True)
+    if bias is None:
+        return scores_BHNN.softmax(dim=-1)
+    if attn_mask is None:  # a causal mask hides no query from itself
+        return (scores_BHNN + bias).softmax(dim=-1)
+    # softmax of nothing but -inf is NaN, in the gradient too
+    bias, blind = _sighted(bias)
+    return (scores_BHNN + bias).softmax(dim=-1).masked_fill(blind, 0.0)
 
 
 def attend_by_maps(
@@ -253,8 +202,7 @@ def _attend_twice(
     B, P, N, _ = q1_BPNd.shape
     bias = attention_bias(attn_mask, is_causal, B, 2 * P, N, q1_BPNd.dtype, q1_BPNd.device, paired=True)
     assert bias is not None
-    blind = _blind(bias)
-    bias = bias.masked_fill(blind, 0.0)
+    bias, blind = _sighted(bias)
     bias1, bias2, blind1, blind2 = bias, bias, blind, blind
     if bias.dim() > 2 and bias.shape[-3] == 2 * P:  # a mask for each head
         bias1, bias2 = pair(bias.expand(B, 2 * P, N, N))
@@ -263,20 +211,6 @@ def _attend_twice(
         F.scaled_dot_product_attention(q1_BPNd, k1_BPNd, v_BPNe, bias1, dropout_p).masked_fill(blind1, 0.0),
         F.scaled_dot_product_attention(q2_BPNd, k2_BPNd, v_BPNe, bias2, dropout_p).masked_fill(blind2, 0.0),
     )
-
-
-def _masked_scores(
-    q_BHNd: torch.Tensor, k_BHNd: torch.Tensor, attn_mask: Optional[torch.Tensor], is_causal: bool
-) -> torch.Tensor:
-    """Compute q k^T / sqrt(d) in float32 or better, with -inf where a query may not look if it may look anywhere."""
-    scores_BHNN = _scores(q_BHNd, k_BHNd)
-    B, H, N, _ = scores_BHNN.shape
-    bias = attention_bias(attn_mask, is_causal, B, H, N, scores_BHNN.dtype, scores_BHNN.device, paired=True)
-    if bias is None:
-        return scores_BHNN
-    if attn_mask is not None:  # softmax of nothing but -inf is NaN, in the gradient too
-        bias = bias.masked_fill(_blind(bias), 0.0)
-    return scores_BHNN + bias
 
 
 def _scores(q_BHNd: torch.Tensor, k_BHNd: torch.Tensor) -> torch.Tensor:
@@ -290,19 +224,10 @@ def _scores(q_BHNd: torch.Tensor, k_BHNd: torch.Tensor) -> torch.Tensor:
             return q_BHNd @ k_BHNd.transpose(-2, -1)
 
 
-def _without_blind(maps_BHNN: torch.Tensor, attn_mask: Optional[torch.Tensor], is_causal: bool) -> torch.Tensor:
-    """Return the maps with zeros for queries that may look nowhere."""
-    if attn_mask is None:
-        return maps_BHNN
-    B, H, N, _ = maps_BHNN.shape
-    bias = attention_bias(attn_mask, is_causal, B, H, N, maps_BHNN.dtype, maps_BHNN.device, paired=True)
-    assert bias is not None
-    return maps_BHNN.masked_fill(_blind(bias), 0.0)
-
-
-def _blind(bias_NN: torch.Tensor) -> torch.Tensor:
-    """Tell which queries may look nowhere, (..., N, 1)."""
-    return (bias_NN == -math.inf).all(dim=-1, keepdim=True)
+def _sighted(bias_NN: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the mask without blind queries' rows, which hide nothing, and which queries are blind, (..., N, 1)."""
+    blind = (bias_NN == -math.inf).all(dim=-1, keepdim=True)
+    return bias_NN.masked_fill(blind, 0.0), blind
 
 
 def subtract(out1: torch.Tensor, out2: torch.Tensor, lambda_: torch.Tensor) -> torch.Tensor:
@@ -327,5 +252,4 @@ def normalise(heads_BNPe: torch.Tensor, weight_e: torch.Tensor, eps: float) -> t
 
 
 # what torch.fx is not to look into: it would have to decide by tensors that have no shape yet
-torch.fx.wrap("_masked_scores")
-torch.fx.wrap("_without_blind")
+torch.fx.wrap("_masked_softmax")

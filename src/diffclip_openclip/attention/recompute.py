@@ -41,6 +41,20 @@ def without_autocast(device_type: str) -> contextlib.AbstractContextManager[obje
     return contextlib.nullcontext()
 
 
+def in_autocast_dtype(tensor: torch.Tensor) -> torch.Tensor:
+    """Cast once what several linear layers read: autocast, where it is on, would cast for each.
+
+    torch.compile does so by itself.
+    """
+    # torch.fx traces with objects that are no tensors; autocast leaves float64 alone
+    if torch.compiler.is_compiling() or not isinstance(tensor, torch.Tensor) or tensor.dtype == torch.float64:
+        return tensor
+    device = tensor.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device))
+
+
 class _Recomputed(torch.autograd.Function):
     """Compute ``function(*inputs)``; the backward pass computes it again from the inputs."""
 

@@ -51,7 +51,7 @@ class DifferentialAttention(nn.Module):
     (paper, section 3.2).
 
     ``fused_attn`` is timm's switch: where it is False, both maps are computed explicitly and go through ``attn_drop``,
-    as tools that read them expect. Otherwise :func:`~diffclip_openclip.attention.paths.choose_path` decides.
+    as tools that read them expect. Otherwise :func:`~diffclip_openclip.attention.choice.choose_path` decides.
 
     Args:
         dim: embed_dim C.

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from diffclip_openclip.attention.paths import apply_maps, attend_v2, softmax_maps
-from diffclip_openclip.attention.recompute import spared
+from diffclip_openclip.attention.recompute import in_autocast_dtype, spared
 from diffclip_openclip.attention.reference import differential_attention_v2_reference
 
 torch.fx.wrap("attend_v2")  # one step for torch.fx: which path it takes depends on what torch.fx does not know
@@ -92,6 +92,8 @@ class DifferentialAttentionV2(nn.Module):
         Raises:
             ValueError: an ``attn_mask`` of another shape or dtype.
         """
+        if not torch.jit.is_scripting():
+            x = in_autocast_dtype(x)
         joined_BNC = self._attend(self.qkv(x), self.compute_lambda(x), attn_mask, is_causal)
         if torch.jit.is_scripting():
             out_BNC = self.proj(joined_BNC)

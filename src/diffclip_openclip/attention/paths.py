@@ -117,9 +117,11 @@ def _shares_keys(
     q_BHNd: torch.Tensor, k_BPNd: torch.Tensor, v_BPNd: torch.Tensor, dropout_p: float, is_causal: bool
 ) -> bool:
     """Tell whether flash attention takes more heads of queries than of keys; other kernels do not, or fall to maps."""
-    if torch.jit.is_scripting() or q_BHNd.device.type != "cuda":
+    if torch.jit.is_scripting():
         return False
     else:  # noqa: RET505  TorchScript leaves out a branch, not what follows one
+        if q_BHNd.device.type != "cuda":
+            return False
         backends = torch.backends.cuda
         asked = backends.SDPAParams(q_BHNd, k_BPNd, v_BPNd, None, dropout_p, is_causal, True)
         return bool(backends.can_use_flash_attention(asked))

@@ -7,6 +7,7 @@ maps in float64. A candidate that cannot run here is named in the figures with t
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import statistics
 import time
@@ -81,7 +82,7 @@ def values_in_halves(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor
 
 def flash_attention_4(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
     """Call FlashAttention 4 once a map, (d)."""
-    from flash_attn.cute import flash_attn_func  # type: ignore[import-not-found, unused-ignore]
+    flash_attn_func: Any = importlib.import_module("flash_attn.cute").flash_attn_func
 
     def attend(q: Tensor, k: Tensor) -> Tensor:
         found = flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)), causal=is_causal)
@@ -111,20 +112,20 @@ def flex_attention(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
 
     N = q.shape[2]
     mask = create_block_mask(earlier, None, None, N, N, device=q.device.type) if is_causal else None
-    attend = flex if q.device.type == "cpu" else _compiled(flex)
+    attend: Any = flex if q.device.type == "cpu" else _compiled(flex)
     (q1, q2), (k1, k2) = pair(q), pair(k)
     return _subtract(attend(q1, k1, v, block_mask=mask), attend(q2, k2, v, block_mask=mask))
 
 
 def triton_diff_attn(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
     """Call aharbi/triton-diff-attn, an outside yardstick, (f); its folder src must be on PYTHONPATH."""
-    from kernel import _diff_attention  # type: ignore[import-not-found, unused-ignore]
-
     if is_causal or q.shape[2] % 64:
         raise ValueError("it has no mask, and takes multiples of its block of tokens only")
     (q1, q2), (k1, k2) = pair(q), pair(k)
     parts = (x.contiguous() for x in (q1, q2, k1, k2, v))
-    found: Tensor = _diff_attention.apply(*parts, q.shape[-1] ** -0.5, LAMBDA, 0.0, False)
+    found: Tensor = importlib.import_module("kernel")._diff_attention.apply(
+        *parts, q.shape[-1] ** -0.5, LAMBDA, 0.0, False
+    )
     return found
 
 

@@ -135,14 +135,10 @@ def compare_models(models: tuple[str, ...], setting: measure.Setting, rounds: in
 
 def attention_cells(options: Options) -> dict[str, Cell]:
     """Return one layer's attention by tokens, head size and batch, in bfloat16."""
-    lengths, head_dims, batch_sizes = (
-        ((50, False), (77, True), (197, False), (257, False), (577, False)),
-        (64, 80),
-        (256, 32),
-    )
-    dtype, heads = torch.bfloat16, 12
+    lengths = [(50, False), (77, True), (197, False), (257, False), (577, False)]  # and whether they are causal
+    head_dims, batch_sizes, dtype, heads = [64, 80], [256, 32], torch.bfloat16, 12
     if options.reduced:
-        lengths, head_dims, batch_sizes, dtype, heads = ((7, False), (5, True)), (4,), (2,), torch.float32, 4
+        lengths, head_dims, batch_sizes, dtype, heads = [(7, False), (5, True)], [4], [2], torch.float32, 4
     cells: dict[str, Cell] = {}
     for (num_tokens, is_causal), head_dim, batch_size in product(lengths, head_dims, batch_sizes):
         layer = gpu_attention.Layer(num_tokens, head_dim, batch_size, is_causal, heads)

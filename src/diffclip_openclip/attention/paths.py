@@ -131,20 +131,28 @@ def softmax_maps(
     q_BHNd: torch.Tensor, k_BHNd: torch.Tensor, attn_mask: Optional[torch.Tensor], is_causal: bool
 ) -> torch.Tensor:
     """Compute all heads' maps, (B, H, N, N), in float32 or better, as fused attention does inside."""
-    return _masked_softmax(_scores(q_BHNd, k_BHNd), attn_mask, is_causal)
+    scores_BHNN, blind = _masked_scores(q_BHNd, k_BHNd, attn_mask, is_causal)
+    return _without_blind(scores_BHNN.softmax(dim=-1), blind)
 
 
-def _masked_softmax(scores_BHNN: torch.Tensor, attn_mask: Optional[torch.Tensor], is_causal: bool) -> torch.Tensor:
-    """Compute the softmax over where each query may look, with zeros for blind queries."""
+def _masked_scores(
+    q_BHNd: torch.Tensor, k_BHNd: torch.Tensor, attn_mask: Optional[torch.Tensor], is_causal: bool
+) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
+    """Compute q k^T / sqrt(d), with -inf where a query that is not blind may not look; and which are, (..., N, 1)."""
+    scores_BHNN = _scores(q_BHNd, k_BHNd)
     B, H, N, _ = scores_BHNN.shape
     bias = attention_bias(attn_mask, is_causal, B, H, N, scores_BHNN.dtype, scores_BHNN.device, paired=True)
     if bias is None:
-        return scores_BHNN.softmax(dim=-1)
+        return scores_BHNN, None
     if attn_mask is None:  # a causal mask hides no query from itself
-        return (scores_BHNN + bias).softmax(dim=-1)
-    # softmax of nothing but -inf is NaN, in the gradient too
-    bias, blind = _sighted(bias)
-    return (scores_BHNN + bias).softmax(dim=-1).masked_fill(blind, 0.0)
+        return scores_BHNN + bias, None
+    bias, blind = _sighted(bias)  # softmax of nothing but -inf is NaN, in the gradient too
+    return scores_BHNN + bias, blind
+
+
+def _without_blind(maps_BHNN: torch.Tensor, blind: Optional[torch.Tensor]) -> torch.Tensor:
+    """Return the maps with zeros for blind queries."""
+    return maps_BHNN if blind is None else maps_BHNN.masked_fill(blind, 0.0)
 
 
 def attend_by_maps(
@@ -254,4 +262,5 @@ def normalise(heads_BNPe: torch.Tensor, weight_e: torch.Tensor, eps: float) -> t
 
 
 # what torch.fx is not to look into: it would have to decide by tensors that have no shape yet
-torch.fx.wrap("_masked_softmax")
+torch.fx.wrap("_masked_scores")
+torch.fx.wrap("_without_blind")

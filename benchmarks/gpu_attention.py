@@ -218,6 +218,8 @@ def error(layer: Layer, candidate: Candidate, device: str, dtype: torch.dtype, t
 
 
 def _forward(candidate: Candidate, q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Callable[[], object]:
+    q, k, v = (x.detach() for x in (q, k, v))
+
     def forward() -> object:
         with candidate.context(), torch.no_grad():
             return candidate.run(q, k, v, is_causal)

@@ -156,6 +156,16 @@ def test_architecture_of_a_model_on_the_hub(directory, tmp_path):
     assert printed[-3:] == ["DiffCLIP-nano-dynamic", "repo", load_model(f"local-dir:{directory}").sha256]
 
 
+def test_weights_of_another_size_are_told_in_short(checkpoint, tmp_path, monkeypatch):
+    """torch's own message has a line for each tensor."""
+    monkeypatch.chdir(tmp_path)
+    tensors = torch.load(checkpoint, weights_only=True)["state_dict"]
+    torch.save({key: tensor[: len(tensor) // 2] if tensor.ndim else tensor for key, tensor in tensors.items()}, "x.pt")
+    with pytest.raises(ValueError, match=r"size mismatch for .* and \d+ more such lines") as told:
+        load_model("DiffCLIP-nano,x.pt")
+    assert len(str(told.value)) < 1000
+
+
 def test_weights_of_another_model(checkpoint, tmp_path):
     bare = shutil.copy(checkpoint, tmp_path / "bare.pt")
     with pytest.raises(ValueError, match="cannot be loaded; are these weights that model's"):

@@ -122,7 +122,10 @@ def loading_errors(spec: object) -> Iterator[None]:
     try:
         yield
     except HOST_ERRORS as error:
-        raise ValueError(f"{spec} cannot be loaded; are these weights that model's? {error}") from error
+        # torch has a line for each tensor, and a long one for all keys that are missing
+        first, *rest = [f"{line.strip():.300}" for line in str(error).splitlines() if line.strip()] or [""]
+        told = " ".join([first, *rest[:1]]) + (f" and {len(rest) - 1} more such lines" if len(rest) > 1 else "")
+        raise ValueError(f"{spec} cannot be loaded; are these weights that model's? {told}") from error
 
 
 def _items(config: Any) -> Iterator[tuple[Any, Any]]:

@@ -16,7 +16,7 @@ from diffclip_openclip.data.catalog import (
 )
 from diffclip_openclip.data.layout import Location, locate
 from diffclip_openclip.weights.runs import TrainingRun, epoch_of
-from diffclip_openclip.weights.spec import parse_spec
+from diffclip_openclip.weights.spec import ModelSpec, parse_run, parse_spec
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class _Checkpoint:
     """Name a model with what is known of its training."""
 
     spec: str  # as the command line names it
+    label: str  # its name in tables
     provenance: Mapping[str, Any]  # the fields of results that say it
 
 
@@ -43,13 +44,11 @@ def plan(
 ) -> tuple[list[Job], list[str]]:
     """Return the jobs whose data are there, a model after another, and a line for each data set that is missing.
 
-    A training run's folder is all of its checkpoints, the first one first.
-
     A data set that is not the paper's is for what its layout allows: retrieval for captions, zero-shot classification
     with class names, linear probe and few-shot with a training split.
 
     Args:
-        specs: models; see :func:`~diffclip_openclip.weights.spec.parse_spec`. ``RUN`` and ``NAME,RUN`` are a run.
+        specs: models, or runs with all of their checkpoints; see :mod:`~diffclip_openclip.weights.spec`.
         roots: see :func:`~diffclip_openclip.data.layout.locate`.
         names: data sets; all of the paper's by default.
         tasks: those that count; all by default.
@@ -65,7 +64,7 @@ def plan(
     found += [_own(name, roots) for name in dict.fromkeys(names) if known_data_set(name) is None]
     chosen = [(_limited(data_set, tasks), location) for data_set, location in found]
     jobs = [
-        Job(found.spec, parse_spec(found.spec).label, found.provenance, data_set, location)
+        Job(found.spec, found.label, found.provenance, data_set, location)
         for found in checkpoints.values()
         for data_set, location in chosen
         if location is not None and data_set.tasks
@@ -80,19 +79,21 @@ def plan(
     ]
 
 
-def _checkpoints(spec: str) -> Iterator[_Checkpoint]:
+def _checkpoints(text: str) -> Iterator[_Checkpoint]:
     """Yield a model's checkpoints: all of a training run's folder, or the one that is named."""
-    name, _, place = spec.rpartition(",")
-    run = TrainingRun.at(Path(place)) if place else None
-    if run is not None and run.is_there:
-        if not (name or run.model):
-            raise ValueError(f"{spec} does not say its model, as it has no params.txt; name it, too: NAME,{spec}")
-        for epoch, file in run.checkpoints().items():
-            yield _Checkpoint(f"{name or run.model},{file}", {"run": run.name, "epoch": epoch})
-        return
-    checkpoint = parse_spec(spec).checkpoint
-    known = {"run": TrainingRun.of_checkpoint(checkpoint).name, "epoch": epoch_of(checkpoint)} if checkpoint else {}
-    yield _Checkpoint(spec, {name: value for name, value in known.items() if value not in ("", None)})
+    run = parse_run(text)
+    for epoch, spec in run.items():
+        yield _Checkpoint(str(spec), spec.label, _provenance(spec) | {"epoch": epoch})
+    if not run:
+        spec = parse_spec(text)
+        yield _Checkpoint(text, spec.label, _provenance(spec))
+
+
+def _provenance(spec: ModelSpec) -> dict[str, Any]:
+    if spec.checkpoint is None:
+        return {}
+    known = {"run": TrainingRun.of_checkpoint(spec.checkpoint).name, "epoch": epoch_of(spec.checkpoint)}
+    return {name: value for name, value in known.items() if value not in ("", None)}
 
 
 def _own(name: str, roots: Sequence[str]) -> tuple[DataSet, Location]:

@@ -4,6 +4,7 @@
 ``NAME``                                  one of open_clip's models, without weights: for ``bench``
 ``NAME,TAG``                              with the weights of one of its pretrained tags
 ``NAME,FILE``                             with a checkpoint file
+``RUN``, ``NAME,RUN``                     with each checkpoint of a run of ``open_clip_train``, by its folder
 ``local-dir:DIR``, ``DIR``                a model directory, such as ``convert`` writes
 ``hf-hub:OWNER/REPO``                     a model directory on the hub
 ``FILE``                                  a checkpoint file of which the keys tell the model
@@ -11,7 +12,8 @@
 ========================================  ==============================================================================
 
 ``evaluate``, ``attend``, ``bench`` and ``warm-start`` have open_clip build the model, so it must be named: they take
-all but the last two. ``convert`` and ``lambdas`` read the weights themselves and take all that has weights.
+all but the last two. ``convert`` and ``lambdas`` read the weights themselves and take all that has weights. A run is
+several models, and so is for ``evaluate``, and by its folder for ``lambdas``.
 
 A name comes before a path of the same name only for ``bench``: the others need weights, which a bare name has not. The
 path of a directory may have commas in it. Models are checked here, before anything is loaded; only the hub's
@@ -103,6 +105,22 @@ def parse_spec(text: str, *, needs_weights: bool = True) -> ModelSpec:
     return found
 
 
+def parse_run(text: str) -> dict[int, ModelSpec]:
+    """Read a run, ``RUN`` or ``NAME,RUN``, and return its models by epoch; none where the text names no run.
+
+    Raises:
+        ValueError: nothing tells the model, or it is another one than the run's.
+        FileNotFoundError: the run has no checkpoint.
+    """
+    name, _, place = text.rpartition(",")
+    run = TrainingRun.at(Path(place)) if place else None
+    if run is None or not run.is_there:
+        return {}
+    if not (name or run.model):
+        raise ValueError(f"{text} does not say its model, as it has no params.txt; name it, too: NAME,{text}")
+    return {epoch: parse_spec(f"{name or run.model},{file}") for epoch, file in run.checkpoints().items()}
+
+
 def parse_source(text: str) -> ModelSpec:
     """Read weights that are to be converted: any form of the grammar that has weights.
 
@@ -178,6 +196,8 @@ def _known_name(typed: str) -> str:
     before_colon, _, behind_colon = typed.partition(":")
     if before_colon.replace("/", "-") in known:
         hint = f"weights are named behind a comma: {before_colon},{behind_colon or 'WEIGHTS'}"
+    elif TrainingRun.at(Path(typed)).is_there:
+        hint = f"it is a run's folder, so give one of its checkpoints: NAME,{typed}/.../epoch_1.pt"
     elif Path(typed).is_dir():
         hint = f"it is a directory, so give {LOCAL_DIR_PREFIX}{typed}"
     elif Path(typed).is_file():

@@ -10,7 +10,7 @@ from support.checkpoints import load_directory, same_function, write_run
 from diffclip_cli.main import main
 from diffclip_openclip.weights.loading import load_model
 from diffclip_openclip.weights.source import load_source
-from diffclip_openclip.weights.spec import ModelSpec, parse_source, parse_spec
+from diffclip_openclip.weights.spec import ModelSpec, parse_run, parse_source, parse_spec
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,20 @@ def test_every_form_is_read(checkpoint, directory):
         "no/such.pt": ModelSpec("", "no/such.pt"),
     }.items():
         assert parse_source(text) == expected
+
+
+def test_a_run_is_a_model_for_each_of_its_checkpoints(checkpoint, tmp_path):
+    run = checkpoint.parents[1]
+    expected = ModelSpec("DiffCLIP-nano-dynamic", str(checkpoint))
+    assert list(parse_run(str(run)).values()) == list(parse_run(f"{expected.name},{run}").values()) == [expected]
+    assert parse_run(str(checkpoint)) == parse_run("ViT-B-32,openai") == {}
+    with pytest.raises(ValueError, match="is of DiffCLIP-nano-dynamic, not of DiffCLIP-nano"):
+        parse_run(f"DiffCLIP-nano,{run}")
+    with pytest.raises(ValueError, match="it is a run's folder, so give one of its checkpoints"):
+        parse_spec(str(run))
+    bare = shutil.copytree(checkpoint.parent, tmp_path / "bare")
+    with pytest.raises(ValueError, match="does not say its model"):
+        parse_run(str(bare))
 
 
 def test_a_bare_name_is_a_model_where_weights_are_optional_and_a_path_elsewhere(directory, tmp_path, monkeypatch):
@@ -120,4 +134,4 @@ def test_bench_takes_weights(checkpoint, directory, tmp_path, capsys):
     cut = tmp_path / "cut.pt"
     cut.write_bytes(checkpoint.read_bytes()[:100_000])
     assert main([*arguments, "--model", f"DiffCLIP-nano,{cut}"]) == 2
-    assert "cannot be loaded; are these weights that model's?" in capsys.readouterr().err
+    assert f"{cut} is cut short or damaged" in capsys.readouterr().err

@@ -88,6 +88,22 @@ def test_a_damaged_file_is_named_and_computed_again(loaded, suite, tmp_path, cap
     assert capsys.readouterr().out.count("is damaged") == 2
 
 
+def test_another_shard_in_a_shards_place_is_counted_where_its_features_are_known(loaded, suite, tmp_path):
+    """A copy that went wrong: the features of the smaller shard are in the cache already, by its content."""
+    shutil.copytree(suite / "pets", tmp_path / "pets")
+    folder, memory = tmp_path / "pets" / "test", tmp_path / "memory"
+    files = read_tar(folder / "0.tar", 1000)
+    write_tar(folder / "0.tar", files[:20])
+    write_tar(folder / "1.tar", files[20:30])  # two files a sample
+    (folder / "nshards.txt").write_text("2")
+    (folder / "nsamples.txt").write_text("10\n5\n")
+    compute = Compute(workers=0)
+    assert len(extract(paper_subject(loaded, "pets", tmp_path, memory, compute), "test").labels) == 15
+    shutil.copy(folder / "1.tar", folder / "0.tar")
+    with pytest.raises(ValueError, match=r"test/0\.tar cannot be read: it has 5 samples instead of 10"):
+        extract(paper_subject(loaded, "pets", tmp_path, memory, compute), "test")
+
+
 def test_a_full_disk_names_the_file(loaded, suite, tmp_path, monkeypatch):
     def fail(*_):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")

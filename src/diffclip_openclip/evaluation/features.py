@@ -89,18 +89,19 @@ def compute_features(subject: Subject, reading: Reading, rank: int = 0, world: i
         shards = location.shards(split)
         computed[split] = [folder / f"{subject.shard_hashes[shard]}.safetensors" for shard in shards]
         own = list(zip(shards, computed[split], strict=True))[rank::world]
-        missing = {shard: file for shard, file in own if not _is_whole(file)}
+        missing = {shard: file for shard, file in own if not _is_whole(file, shard.samples)}
         if missing:
             folder.mkdir(parents=True, exist_ok=True)
             _compute(subject, reading, transform, missing, f"{reading.name} of {subject.data_set.name} {split}")
     return computed
 
 
-def _is_whole(file: Path) -> bool:
-    """Tell whether there is a file with all that its header says."""
+def _is_whole(file: Path, samples: int | None) -> bool:
+    """Tell whether there is a file with all that its header says, of so many samples where their number is known."""
     try:
-        with safe_open(file, "pt"):
-            return True
+        with safe_open(file, "pt") as opened:
+            name = "labels" if "labels" in opened.keys() else "image"  # noqa: SIM118 (it is no dictionary)
+            return samples in (None, opened.get_slice(name).get_shape()[0])
     except FileNotFoundError:
         return False
     except SafetensorError as error:

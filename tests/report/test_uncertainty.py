@@ -87,6 +87,22 @@ def test_a_mean_of_data_sets_is_surer_than_each():
     assert mean_interval(50, [Interval(40, 60)] * 4) == Interval(45, 55)
 
 
+def test_precision_is_a_share_of_what_is_answered_by_yes():
+    """A model that says yes to 3 of 50 questions is no surer than 3 answers are; one that never does has no score."""
+    some, none = outcomes([1] * 3 + [0] * 47, [1] * 3 + [0] * 47), outcomes([0] * 50, [0] * 50)
+    assert outcomes_interval(some) == share_interval(3, 3)
+    assert outcomes_interval(none) is None
+    assert paired_difference((some,), (none,)) is None
+    half = outcomes([1] * 10 + [0] * 40, [1] * 20 + [0] * 30)  # 50 %; three yes, some resamples have none
+    assert paired_difference((some,), (half,)).half > 0
+
+
+def test_recall_is_tested_among_what_is_to_be_found():
+    due = [1] * 20 + [0] * 30
+    own, base = outcomes([1] * 9 + [0] * 41, due), outcomes([0] * 9 + [1] + [0] * 40, due)
+    assert paired_difference((own,), (base,)).p == pytest.approx(2 * (1 + 10) / 2**10)
+
+
 def test_other_samples_are_no_pairs():
     own, base = outcomes([1, 0, 1]), outcomes([1, 0, 1], samples="others")
     assert paired_difference((own,), (base,)) is None
@@ -110,3 +126,8 @@ def test_training_runs():
     assert runs_difference((3, 4), (1,)) is None
     assert runs_difference((2, 2), (2, 2)).within_noise
     assert not runs_difference((3, 3), (2, 2)).within_noise
+
+
+def test_runs_of_equal_scores_raise_no_warning(recwarn):
+    assert runs_difference((20, 20, 20), (20, 26.7, 33.3)).within_noise
+    assert not recwarn.list

@@ -14,6 +14,7 @@ All values are in percent. The bootstrap's seed follows from the data set, so th
 
 import math
 import statistics
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -63,8 +64,9 @@ class Outcomes:
 
     @property
     def is_share(self) -> bool:
-        """Tell whether the score is the share of units that are hits."""
-        return self.classes is None and bool(np.all(self.trials == 1) and np.all((self.hits == 0) | (self.hits == 1)))
+        """Tell whether the score is the share of hits among the units that count, as of precision those with a yes."""
+        is_zero_or_one = np.isin(self.trials, (0, 1)) & ((self.hits == 0) | (self.hits == self.trials))
+        return self.classes is None and bool(is_zero_or_one.all())
 
 
 # one score
@@ -78,10 +80,12 @@ def share_interval(hits: int, units: int) -> Interval:
     return Interval(100 * float(found.low), 100 * float(found.high))
 
 
-def outcomes_interval(outcomes: Outcomes) -> Interval:
-    """Return the interval of a score: Wilson's of a share of hits, the bootstrap's of others."""
+def outcomes_interval(outcomes: Outcomes) -> Interval | None:
+    """Return the interval of a score: Wilson's of a share of hits, the bootstrap's of others; None without a trial."""
+    if not outcomes.trials.any():
+        return None
     if outcomes.is_share:
-        return share_interval(int(outcomes.hits.sum()), len(outcomes.hits))
+        return share_interval(int(outcomes.hits.sum()), int(outcomes.trials.sum()))
     return _percentiles(_draws((outcomes,))[:, 0])
 
 
@@ -95,7 +99,7 @@ def mean_interval(value: float, intervals: Sequence[Interval]) -> Interval:
 
 
 def paired_difference(own: tuple[Outcomes, ...], base: tuple[Outcomes, ...]) -> Difference | None:
-    """Compare two models on the same samples; None where the samples are not the same.
+    """Compare two models on the same samples; None where these are not the same, or one model has no score.
 
     Args:
         own, base: of each data set that the score is the mean of.
@@ -104,10 +108,13 @@ def paired_difference(own: tuple[Outcomes, ...], base: tuple[Outcomes, ...]) -> 
         return None
     drawn = sum((_draws(pair) for pair in zip(own, base, strict=True)), np.zeros((RESAMPLES, 2))) / len(own)
     draws = drawn[:, 0] - drawn[:, 1]
-    if len(own) == 1 and own[0].is_share and base[0].is_share:
+    draws = draws[np.isfinite(draws)]  # of both models, a trial was drawn
+    if not len(draws):
+        return None
+    if len(own) == 1 and own[0].is_share and base[0].is_share and np.array_equal(own[0].trials, base[0].trials):
         return Difference(_percentiles(draws).half, _mcnemar(own[0].hits, base[0].hits))
     beyond = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
-    return Difference(_percentiles(draws).half, min(1.0, 2 * (beyond + 1) / (RESAMPLES + 1)))
+    return Difference(_percentiles(draws).half, min(1.0, 2 * (beyond + 1) / (len(draws) + 1)))
 
 
 def unrelated_difference(difference: float, own: Interval, base: Interval) -> Difference:
@@ -124,7 +131,9 @@ def runs_difference(own: Sequence[float], base: Sequence[float]) -> Difference |
         return Difference(0.0, float(math.isclose(statistics.mean(own), statistics.mean(base))))
     from scipy.stats import ttest_ind
 
-    found = ttest_ind(own, base, equal_var=False)
+    with warnings.catch_warnings():  # scipy warns where all runs of one model score the same, as of 15 pairs they do
+        warnings.simplefilter("ignore", RuntimeWarning)
+        found = ttest_ind(own, base, equal_var=False)
     interval = found.confidence_interval()
     return Difference(float(interval.high - interval.low) / 2, float(found.pvalue))
 

@@ -15,7 +15,8 @@ needs_openmp = pytest.mark.skipif(not torch.backends.openmp.is_available(), reas
 
 
 @pytest.fixture
-def two_threads():
+def two_threads(monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -26,7 +27,7 @@ def two_threads():
 @pytest.mark.parametrize("fitting", [1, 4, 6, 20, 1000])
 @pytest.mark.parametrize(("B", "P"), [(1, 1), (5, 6), (8, 8), (3, 7)])
 def test_every_pair_is_in_one_block(B, P, fitting, threads):
-    found, workers = blocks.divide(B, P, fitting, threads)
+    found, workers = blocks.divide(B, P, fitting, threads, sleeping=True)
     pairs = [pair for b, p in found for pair in itertools.product(range(b.start, b.stop), range(p.start, p.stop))]
     assert sorted(pairs) == list(itertools.product(range(B), range(P)))
     sizes = [blocks.largest([block]) for block in found]
@@ -37,14 +38,35 @@ def test_every_pair_is_in_one_block(B, P, fitting, threads):
 @needs_openmp
 @pytest.mark.parametrize(("B", "turns"), [(2, 1), (4, 2), (5, 5), (8, 4)])
 def test_workers_finish_at_about_the_same_time(B, turns):
-    found, workers = blocks.divide(B, 6, 6, 2)
+    found, workers = blocks.divide(B, 6, 6, 2, sleeping=True)
     assert workers == 2
     assert len(found) == 2 * turns
 
 
 @pytest.mark.parametrize(("B", "fitting", "threads"), [(2, 12, 2), (1, 1, 8), (256, 6, blocks.MOST_WORKERS + 1)])
 def test_threads_share_each_operator_where_blocks_are_too_few_or_workers_too_many(B, fitting, threads):
-    assert blocks.divide(B, 6, fitting, threads)[1] == 1
+    assert blocks.divide(B, 6, fitting, threads, sleeping=True)[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "sleeping"),
+    [
+        ("OMP_WAIT_POLICY", "PASSIVE", True),
+        ("OMP_WAIT_POLICY", " passive", True),
+        ("OMP_WAIT_POLICY", "ACTIVE", False),
+        ("GOMP_SPINCOUNT", "0", True),
+        ("KMP_BLOCKTIME", "0", True),
+        ("KMP_BLOCKTIME", "200", False),
+    ],
+)
+def test_blocks_are_shared_out_only_where_openmps_threads_sleep(variable, value, sleeping, monkeypatch):
+    """Threads that spin would take the workers' cores."""
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+        monkeypatch.delenv(name, raising=False)
+    assert not blocks.threads_sleep()
+    monkeypatch.setenv(variable, value)
+    assert blocks.threads_sleep() == sleeping
+    assert blocks.divide(8, 6, 6, 2, sleeping=False)[1] == 1
 
 
 def _inputs():

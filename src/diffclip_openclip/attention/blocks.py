@@ -5,6 +5,10 @@ on a quiet machine. A block's operators are small, and a neighbour that takes a 
 each time. So a block belongs to one thread, which runs its operators undivided, and whoever has finished takes the
 next block: threads wait for each other once a pass. torch's operators release Python's interpreter lock.
 
+That needs cores that are free. By default OpenMP's threads spin for milliseconds after each operator, on the cores that
+the workers are to compute on. So blocks are shared out only where these threads were told to sleep, and otherwise torch
+divides each operator (benchmarks/README.md has both, measured).
+
 Threads are started once for each number of them and kept. A forked process, such as a data loader's, starts its own.
 """
 
@@ -40,22 +44,30 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pools)
 
 
+def threads_sleep() -> bool:
+    """Return whether OpenMP's threads were told to sleep while they wait, by a variable of GNU's or Intel's library."""
+    policy = os.environ.get("OMP_WAIT_POLICY", "").strip().upper()
+    return policy == "PASSIVE" or "0" in (os.environ.get("GOMP_SPINCOUNT"), os.environ.get("KMP_BLOCKTIME"))
+
+
 @functools.lru_cache(maxsize=256)
-def divide(B: int, P: int, fitting: int, threads: int) -> tuple[tuple[Block, ...], int]:
+def divide(B: int, P: int, fitting: int, threads: int, *, sleeping: bool) -> tuple[tuple[Block, ...], int]:
     """Divide the pairs of all samples into blocks.
 
     Args:
         B, P: samples, and pairs of heads of each.
         fitting: pairs that fit into a thread's share of the cache.
         threads: of torch.
+        sleeping: as :func:`threads_sleep`.
 
     Returns:
         the blocks, each whole samples or pairs of one sample; and the number of workers that are to compute them. With
-        one worker, each operator is divided among torch's threads: where all pairs fit into one block, where there are
-        fewer pairs than threads, and beyond :data:`MOST_WORKERS`.
+        one worker, each operator is divided among torch's threads: where these do not sleep, where all pairs fit into
+        one block, where there are fewer pairs than threads, and beyond :data:`MOST_WORKERS`.
     """
     # macOS and Windows builds without OpenMP have one number of threads for the whole process
-    alone = max(fitting, threads - 1) >= B * P or threads > MOST_WORKERS or not torch.backends.openmp.is_available()
+    alone = not sleeping or max(fitting, threads - 1) >= B * P or threads > MOST_WORKERS
+    alone = alone or not torch.backends.openmp.is_available()
     workers = 1 if alone else threads
     if workers == 1:
         fitting *= threads

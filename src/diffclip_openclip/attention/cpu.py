@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from diffclip_openclip.attention.blocks import Block, compute, divide, largest
+from diffclip_openclip.attention.blocks import Block, compute, divide, largest, threads_sleep
 from diffclip_openclip.attention.paths import split_heads
 from diffclip_openclip.attention.reference import attention_bias, in_pairs
 
@@ -39,7 +39,7 @@ def _divide(qkv_BNC3: torch.Tensor, num_heads: int, block_bytes: int, maps: int)
     B, N, _ = qkv_BNC3.shape
     dtype = torch.promote_types(qkv_BNC3.dtype, torch.float32)
     fitting = max(1, block_bytes // max(1, 2 * N * N * dtype.itemsize))
-    blocks, workers = divide(B, num_heads // 2, fitting, torch.get_num_threads())
+    blocks, workers = divide(B, num_heads // 2, fitting, torch.get_num_threads(), sleeping=threads_sleep())
     return blocks, [torch.empty(maps * largest(blocks), N, N, dtype=dtype) for _ in range(workers)]
 
 

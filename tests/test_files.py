@@ -1,6 +1,7 @@
-"""Outputs appear whole or not at all, and take the place of nothing but their like."""
+"""Outputs appear whole or not at all, and take the place of nothing but their like; JSON of others is bounded."""
 
 import errno
+import json
 import os
 import threading
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.folders import tree
 
-from diffclip_openclip.files import Folder, check_place, staged
+from diffclip_openclip.files import Folder, check_place, parse_json, read_json, staged
 
 BOX = Folder("a box", ("lid", "toys", "toys/*.txt"), mark="lid")
 
@@ -226,3 +227,50 @@ def test_names_that_are_long_or_lead_in_a_circle(tmp_path):
     with pytest.raises((ValueError, FileExistsError), match=r"circle|came to be"):
         _stage(tmp_path / "loop", _make_file)
     assert (tmp_path / "loop").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["\udcff", "a\udcff/out"])
+def test_names_that_are_not_utf8(name, tmp_path):
+    """Libraries in Rust do not write to them, and tell so by a traceback."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    before = tree(tmp_path)
+    for ours in (None, BOX):
+        with pytest.raises(ValueError, match=r"\\xff.* is not UTF-8"):
+            check_place(tmp_path / name, True, ours)
+        with pytest.raises(ValueError, match=r"\\xff.* is not UTF-8"):
+            _stage(tmp_path / name, _make_box if ours else _make_file)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"a":' * 100_000, "is nested too deeply"),
+        ("[" * 100_000, "is nested too deeply"),
+        ("[" * 102 + "]" * 102, "is nested deeper than 100 levels"),
+        ('{"a":' * 102 + "0" + "}" * 102, "is nested deeper than 100 levels"),
+        ("{", "is no JSON: Expecting property name"),
+        ('{"a": 1' + " " * 9, "is no JSON"),
+        ("", "is no JSON"),
+        ("\ufeff", "is no JSON"),
+        ("[1" + "0" * 400 + "]", r"1000000000\.\.\. has 401 digits, which is more than any float"),
+        ("-" + "1" * 10_000, "has 10000 digits"),
+        (r'{"a": "\ud800"}', "is no JSON: .*surrogates not allowed"),
+        (b'{"a": "\xff"}', "is no text in UTF-8"),
+        (b" " * 1001, "has more than 1,000 bytes"),
+    ],
+)
+def test_json_that_is_refused(text, told, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=rf"config\.json .*{told}"):
+        read_json(path, largest=10**6 if len(text) > 1001 else 1000)
+
+
+def test_json_that_is_read(tmp_path):
+    """Whole numbers as transformers writes for "no limit", characters beyond the first plane, and a mark of UTF-8."""
+    content = {"model_max_length": int(1e30), "least": -(10**307), "b": ["\U0001f600", 1e400, None, True], "c": [[[]]]}
+    for ascii_alone in (True, False):
+        (tmp_path / "a.json").write_text(json.dumps(content, ensure_ascii=ascii_alone), encoding="utf-8-sig")
+        assert read_json(tmp_path / "a.json") == content
+    parse_json("[" * 100 + "]" * 100, "x")

@@ -1,9 +1,10 @@
-"""Write outputs that appear whole or not at all, and that replace nothing but their like; and hash files."""
+"""Write outputs that appear whole or not at all and that replace nothing but their like; hash files, read JSON."""
 
 import errno
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,6 +18,9 @@ _LITTER = (".DS_Store", "Thumbs.db")  # of desktops, in every folder that was lo
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)
 # how file systems say that they have no hard links
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+_LARGEST_JSON = 64 << 20  # bytes; the largest of transformers' files, a tokenizer's vocabulary, has some 20 MB
+_DEEPEST_JSON = 100  # levels; a tokenizer's file has some ten
+_MOST_DIGITS = 308  # of a whole number that a float can hold
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ def check_place(out: Path, overwrite: bool = False, ours: Folder | None = None, 
     Raises:
         FileExistsError: ``out`` exists, and ``overwrite`` is not given or something else would be lost.
         FileNotFoundError: the folder that ``out`` is to lie in does not exist.
+        ValueError: ``out`` leads in a circle of links, or is not UTF-8, to which not every library can write.
     """
     place = _resolved(out)
     if ours is None and place.is_dir():
@@ -80,6 +85,10 @@ def _check_directory(out: Path, ours: Folder) -> None:
 
 def _check_free(out: Path, overwrite: bool) -> None:
     place = _resolved(out)
+    try:
+        os.fspath(place).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{os.fsencode(out)!r} is not UTF-8, or lies in what is not; name another place") from error
     if place.exists() and not overwrite and not _is_empty(place):
         raise FileExistsError(f"{out} exists; name another place, or replace it with --overwrite")
     if not place.parent.is_dir():
@@ -104,7 +113,7 @@ def staged(out: Path, overwrite: bool = False, ours: Folder | None = None) -> It
     Raises:
         FileExistsError: ``out`` exists or came to be, and ``overwrite`` is not given; or one of the two is a file, the
             other none; or the directory there is no longer one of ``ours``.
-        FileNotFoundError: the folder that ``out`` is to lie in does not exist.
+        FileNotFoundError, ValueError: as :func:`check_place`.
     """
     _check_free(out, overwrite)
     place = _resolved(out)
@@ -182,6 +191,74 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def read_text(path: Path, largest: int = _LARGEST_JSON) -> str:
+    """Read a text file in UTF-8, with its line breaks as they are.
+
+    Args:
+        largest: how many bytes it can honestly have.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is larger, or not in UTF-8.
+    """
+    with path.open("rb") as file:
+        data = file.read(largest + 1)  # what is no regular file tells no size
+    if len(data) > largest:
+        raise ValueError(f"{path} has more than {largest:,} bytes; no such file has")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error})") from error
+
+
+def read_json(path: Path, largest: int = _LARGEST_JSON) -> Any:
+    """Read a JSON file that others may have written.
+
+    Args:
+        largest: how many bytes it can honestly have.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as :func:`read_text` and :func:`parse_json`.
+    """
+    return parse_json(read_text(path, largest), path)
+
+
+def parse_json(text: str, place: object) -> Any:
+    """Return what JSON holds.
+
+    Args:
+        place: where it is from, for the message.
+
+    Raises:
+        ValueError: it is no JSON, is nested deeper than 100 levels, has a whole number that no float can hold, or a
+            string that is no text.
+    """
+    try:
+        content = json.loads(text, parse_int=_whole_number)
+        if re.search(r"\\u[dD][89a-fA-F]", text):  # two of these are a character, one is none
+            json.dumps(content, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise ValueError(f"{place} is no JSON that is read here: it is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"{place} is no JSON: {error}") from error
+    level = [content]
+    for _ in range(_DEEPEST_JSON + 1):
+        if not (level := [inner for outer in level for inner in _values(outer) if isinstance(inner, dict | list)]):
+            return content
+    raise ValueError(f"{place} is no JSON that is read here: it is nested deeper than {_DEEPEST_JSON} levels")
+
+
+def _whole_number(digits: str) -> int:
+    if (count := len(digits.lstrip("-"))) > _MOST_DIGITS:
+        raise ValueError(f"{digits[:10]}... has {count} digits, which is more than any float can hold")
+    return int(digits)
+
+
+def _values(content: Any) -> Iterable[Any]:
+    return content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

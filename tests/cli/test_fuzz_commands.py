@@ -174,6 +174,7 @@ REFUSED = [
     f"evaluate {GOOD['evaluate'].replace('in/data', 'http://localhost:1/x')}",
     "data torchvision cifar10 --source in/empty --data out/folder --download",
     f"attend {GOOD['attend']} --text \udcff",
+    f"data folder \udcff {GOOD['data folder'].partition(' ')[2]}",
 ]
 
 
@@ -185,11 +186,3 @@ def test_lines_that_are_refused(line, inputs):
         ended = diffclip(line.split(), folder)
         ended.refusal()
         assert ended.changed == set()
-
-
-def test_names_that_are_no_text(inputs):
-    """Such a name can be a folder's all the same."""
-    with workplace(inputs) as folder:
-        ended = diffclip(f"data folder \udcff {GOOD['data folder'].partition(' ')[2]}".split(), folder)
-        assert ended.status == 0
-        assert (folder / "out" / "folder" / "\udcff" / "test" / "0.tar").is_file()

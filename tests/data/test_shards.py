@@ -90,7 +90,7 @@ def test_a_shard_has_the_samples_that_were_written(tmp_path):
         ({"cls": b"cat"}, "holds 'cat'"),
         ({"cls": b""}, "holds ''"),
         ({"txt": b" \n"}, r"its \.txt is empty; it must hold a caption a line"),
-        ({"json": b"[" * 100_000}, "RecursionError"),
+        ({"json": b"[" * 100_000}, r"ValueError its \.json is no JSON that is read here: it is nested too deeply"),
         ({"cls": b"0", "png": PNG[:40]}, "Error"),
         ({"cls": b"0", "png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"}, "none of the formats JPEG, PNG"),
         ({}, r"lacks an image \(webp, png, jpg, jpeg\) or \.cls"),

@@ -67,6 +67,25 @@ def test_no_command_replaces_a_run(run, checkpoint, model, tmp_path, capsys):
         _main_refuses(capsys, tmp_path, "is a directory, which no file takes the place of", *command)
 
 
+def test_no_command_writes_to_a_name_that_is_no_text(run, checkpoint, tmp_path, capsys):
+    """Tell so before models are loaded, and not by what a library says of it."""
+    source, out = run / "checkpoints" / "epoch_1.pt", tmp_path / "\udcff"
+    (tmp_path / "classes" / "a").mkdir(parents=True)
+    for folder in (tmp_path, tmp_path / "classes" / "a"):
+        Image.new("RGB", (48, 48)).save(folder / "photo.png")
+    for command in (
+        ["convert", checkpoint, out],
+        ["convert", checkpoint, f"{out}.safetensors", "--to", "timm"],
+        ["warm-start", f"CLIP-nano-baseline,{checkpoint}", out],
+        ["report", "--paper-only", "--output", out],
+        ["attend", tmp_path / "photo.png", "--text", "a", "--model", f"DiffCLIP-nano,{source}", "-o", f"{out}.png"],
+        ["lambdas", checkpoint, "-o", f"{out}.png"],
+        ["bench", "--output", f"{out}.json"],
+        ["data", "folder", "dots", "--source", tmp_path / "classes", "--data", out],
+    ):
+        _main_refuses(capsys, tmp_path, "is not UTF-8", *command)
+
+
 def test_convert_replaces_a_model_directory(model, checkpoint, tmp_path):
     """Also a larger one, with what `diffclip export` has added, and by a link; see the report's own test for others."""
     out = tmp_path / "OUT"

@@ -225,7 +225,7 @@ def test_what_is_no_result_is_named(tmp_path, change, expected):
     ("text", "expected"),
     [
         ('{"dataset": ', r"x\.json is no JSON"),
-        (b"\xff\xfe", r"x\.json is no JSON"),
+        (b"\xff\xfe", r"x\.json is no text in UTF-8"),
         ("[1]", r"x\.json is no result: its content is a list"),
     ],
 )

@@ -17,7 +17,7 @@ from support.images import encoded
 from diffclip_cli.main import main
 from diffclip_openclip.weights import hub
 from diffclip_openclip.weights.directory import read_config, tokenizer_of
-from diffclip_openclip.weights.foreign import check_preprocess_cfg, check_runs_nothing, read_json
+from diffclip_openclip.weights.foreign import check_preprocess_cfg, check_runs_nothing
 from diffclip_openclip.weights.loading import load_model
 
 CODE = """
@@ -160,7 +160,7 @@ PREPROCESSING: list[dict[str, Any]] = [
     {"mean": [0.5, 0.5, True]},
     {"std": [0.5, 0.5, 0]},
     {"std": [1, 1, math.inf]},
-    {"std": [1, 1, 10**400]},
+    {"std": [1, 1, 10**300]},
     {"std": -1},
     {"interpolation": "evil"},
     {"resize_mode": ["shortest"]},
@@ -195,13 +195,6 @@ def test_preprocessing_of_a_run(line, tmp_path, capsys):
 )
 def test_preprocessing_that_open_clip_has(settings):
     check_preprocess_cfg(settings | {"note": "which open_clip passes over"}, "x")
-
-
-@pytest.mark.parametrize("text", ['{"a":' * 100_000, "[" * 100_000, "{", "\ufeff", "1" * 10_000, '{"a": 1' + " " * 9])
-def test_json_that_is_none(text, tmp_path):
-    (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=r"config\.json is (no JSON|nested too deeply)"):
-        read_json(tmp_path / "config.json")
 
 
 def test_names_are_found_at_any_depth():

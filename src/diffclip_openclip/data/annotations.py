@@ -2,20 +2,22 @@
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffclip_openclip.files import parse_json, read_json, read_text
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+_LARGEST = 1 << 30  # bytes of a file that describes a data set; COCO's, with all splits, has 144 MB
+
+
+def read_list(path: Path) -> Any:
+    """Read a JSON file that lists a data set's images, of some million at most.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not JSON in UTF-8.
+        FileNotFoundError, ValueError: as :func:`~diffclip_openclip.files.read_json`.
     """
-    return _parse(read_text(path), str(path))
+    return read_json(path, _LARGEST)
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -27,10 +29,10 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         FileNotFoundError: there is no such file.
         ValueError: a line is no JSON object.
     """
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path, _LARGEST).split("\n"), start=1):
         if line.strip():
             place = f"{path}, line {number}"
-            entry = _parse(line, place)
+            entry = parse_json(line, place)
             if not isinstance(entry, dict):
                 raise ValueError(f"{place}: {type(entry).__name__} is no JSON object")
             yield place, entry
@@ -44,7 +46,7 @@ def read_table(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         ValueError: a row has more or fewer values than there are titles.
     """
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    rows = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
+    rows = csv.DictReader(io.StringIO(read_text(path, _LARGEST), newline=""), delimiter=delimiter, strict=True)
     try:
         for row in rows:
             place = f"{path}, line {rows.line_num}"
@@ -55,26 +57,6 @@ def read_table(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
 
 
-def read_text(path: Path) -> str:
-    """Read a text file in UTF-8, with its line breaks as they are.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not in UTF-8.
-    """
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 ({error})") from error
-
-
 def some(names: Sequence[str]) -> str:
     """Return the first three of the names in brackets, for a message; nothing where there is none."""
     return f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
-
-
-def _parse(text: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place}: not JSON ({error})") from error

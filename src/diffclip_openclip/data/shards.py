@@ -5,7 +5,6 @@ unpickle some kinds of files, and its opener runs parts of an address in a shell
 that is cut short, damaged, or of other samples than were written is an error.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -18,6 +17,7 @@ from diffclip_openclip.data.images import EXTENSIONS, decode
 from diffclip_openclip.data.layout import Shard
 from diffclip_openclip.data.remote import URL_MARK, open_remote
 from diffclip_openclip.data.tar_files import tar_files
+from diffclip_openclip.files import parse_json
 
 # What a sample's files can honestly have, in bytes.
 _LARGEST_IMAGE = 1 << 28
@@ -39,13 +39,17 @@ def _captions(data: bytes) -> str:
     return text
 
 
+def _entry(data: bytes) -> Any:
+    return parse_json(data.decode("utf-8-sig"), "its .json")
+
+
 def _shown(data: bytes) -> str:
     return repr(data[:20])[1:] + ("..." if len(data) > 20 else "")
 
 
 # What becomes of a sample's files, by extension.
 _KEY = "__key__"  # webdataset's name for a sample's key
-_DECODERS: Mapping[str, Callable[[bytes], Any]] = {"cls": _label, "txt": _captions, "json": json.loads, _KEY: str}
+_DECODERS: Mapping[str, Callable[[bytes], Any]] = {"cls": _label, "txt": _captions, "json": _entry, _KEY: str}
 _PATIENCE = 600  # seconds without a batch: a slow disk takes less, a worker that was killed never gives one
 
 

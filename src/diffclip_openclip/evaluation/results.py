@@ -8,7 +8,6 @@ import hashlib
 import json
 import math
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,7 +30,7 @@ from diffclip_openclip.data.catalog import (
     ZERO_SHOT,
     deviations,
 )
-from diffclip_openclip.files import kept, sha256
+from diffclip_openclip.files import kept, read_json, sha256
 
 RESULT_TASKS = (*TASKS, POPE)
 _PACKAGES = ("diffclip-openclip", "open_clip_torch", "clip_benchmark", "timm", "torch", "transformers", "webdataset")
@@ -253,9 +252,9 @@ def read(path: Path) -> dict[str, Any]:
         ValueError: it is no result; names the file and what is wrong in it.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # of JSON or of UTF-8
-        raise ValueError(f"{path} is no JSON ({error}); run that evaluation again, or remove the file") from error
+        content = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; run that evaluation again, or remove the file") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no result: its content is a {type(content).__name__}, not an object")
     task = path.parent.name
@@ -271,14 +270,9 @@ def read(path: Path) -> dict[str, Any]:
         if not all(isinstance(count, int) for count in content.get(name, {}).values()):
             raise ValueError(f"{path}: {name} must be numbers of {name} by split, not {_shown(content[name])}")
     for name, value in content["metrics"].items():
-        if not all(map(_is_metric, value.values() if isinstance(value, dict) else [value])):
+        if any(isinstance(inner, list | dict) for inner in (value.values() if isinstance(value, dict) else [value])):
             raise ValueError(f"{path}: metrics must be numbers or null; {name} is {_shown(value)}")
     return content
-
-
-def _is_metric(value: Any) -> bool:
-    """Tell whether a metric's value may be one: no list, and no whole number that is larger than any float."""
-    return not isinstance(value, list | dict) and not (isinstance(value, int) and abs(value) > sys.float_info.max)
 
 
 def _shown(value: Any) -> str:
@@ -293,8 +287,8 @@ def read_finished(identity: Identity, results: Path) -> dict[str, Any] | None:
     """
     path = identity.path(results)
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError, RecursionError):
+        content = read_json(path)
+    except (FileNotFoundError, ValueError):
         return None
     wanted = identity.fields()
     if not isinstance(content, dict) or {key: content.get(key) for key in wanted} != wanted:

@@ -7,7 +7,6 @@ A tower is a timm ViT without its projection into the joint space. What it gives
 Shape legend: B batch, N tokens (the class token, then the patches), C hidden_size.
 """
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,6 +19,7 @@ from transformers import AutoModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
+from diffclip_openclip.files import read_json
 from diffclip_openclip.models import TRUNK
 from diffclip_openclip.towers.configs import DiffCLIPVisionConfig, vit_sizes
 from diffclip_openclip.towers.pretrained import DiffCLIPPreTrainedModel, weighted_maps
@@ -234,7 +234,8 @@ def _existing(path: Path) -> Path:
 
 
 def _open_clip_config(directory: Path) -> dict[str, Any]:
-    return json.loads(_existing(directory / "open_clip_config.json").read_text(encoding="utf-8"))
+    content: dict[str, Any] = read_json(_existing(directory / "open_clip_config.json"))
+    return content
 
 
 def _open_clip_tower(directory: Path) -> DiffCLIPVisionConfig:

@@ -11,10 +11,11 @@ import torch
 from transformers.utils import CONFIG_NAME
 
 from diffclip_openclip.attention.v1 import DYNAMIC, LAMBDA_INIT
+from diffclip_openclip.files import read_json
 from diffclip_openclip.models import KINDS, SIZES, TEXT_TOWER, TOWERS, TRUNK, find_tower
 from diffclip_openclip.registration import model_names
 from diffclip_openclip.towers.configs import DiffCLIPTextConfig
-from diffclip_openclip.weights.foreign import check_runs_nothing, check_sizes, read_json
+from diffclip_openclip.weights.foreign import check_runs_nothing, check_sizes
 from diffclip_openclip.weights.layouts import depth_of
 
 _STANDARD_HEAD_DIM = 64  # of the plain text towers of OpenAI, open_clip and SLIP, at every width

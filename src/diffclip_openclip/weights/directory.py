@@ -23,7 +23,7 @@ from open_clip.constants import (
 )
 from transformers.utils import CONFIG_NAME
 
-from diffclip_openclip.files import Folder, check_place, staged, write_json
+from diffclip_openclip.files import Folder, check_place, read_json, staged, write_json
 from diffclip_openclip.towers.configs import DiffCLIPTextConfig
 from diffclip_openclip.weights.architecture import Architecture
 from diffclip_openclip.weights.checkpoint import StateDict, save_safetensors
@@ -33,7 +33,6 @@ from diffclip_openclip.weights.foreign import (
     check_runs_nothing,
     check_sizes,
     loading_errors,
-    read_json,
 )
 from diffclip_openclip.weights.processors import (
     IMAGE_PROCESSOR_FILE,

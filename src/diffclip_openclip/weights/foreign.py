@@ -6,20 +6,17 @@ hub, where the config says so. So what a config may hold is listed here, and wha
 name, wherever in a file it stands.
 """
 
-import json
 import math
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import timm
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.transform import PreprocessCfg
 
-_LARGEST_JSON = 64 << 20  # bytes; the largest of transformers' files, a tokenizer's vocabulary, has some 20 MB
 _SECTIONS = {"text_cfg": CLIPTextCfg, "vision_cfg": CLIPVisionCfg}
 # of the arguments of open_clip's tokenizers, those that are not passed on to transformers
 _TOKENIZER_KWARGS = {
@@ -54,23 +51,6 @@ _CHOICES = {
     "resize_mode": ("shortest", "longest", "squash"),
     "mode": ("RGB",),
 }
-
-
-def read_json(path: Path) -> Any:
-    """Return a JSON file's content.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is no JSON, nested too deeply or too large to be a config.
-    """
-    if (size := path.stat().st_size) > _LARGEST_JSON:
-        raise ValueError(f"{path} has {size} bytes; no config has more than {_LARGEST_JSON}")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError as error:
-        raise ValueError(f"{path} is nested too deeply to be a config") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
 
 
 def check_runs_nothing(config: Any, path: object) -> None:

@@ -22,9 +22,10 @@ from huggingface_hub.errors import (
 from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
 from transformers.utils import CONFIG_NAME
 
+from diffclip_openclip.files import read_json
 from diffclip_openclip.weights.checkpoint import read_checkpoint
 from diffclip_openclip.weights.directory import CARD, TRANSFORMERS_FILES, config_at
-from diffclip_openclip.weights.foreign import check_open_clip_config, read_json
+from diffclip_openclip.weights.foreign import check_open_clip_config
 
 SCHEME = "hf://"
 AUTHORS_FILE = "checkpoint_best.pt"  # in each of the authors' repositories

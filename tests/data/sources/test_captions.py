@@ -56,7 +56,7 @@ def test_other_titles_by_the_command(source):
         ("rows.csv", "image,caption\n", "the source has no images"),
         ("rows.csv", 'image,caption\na.jpg,"x\n', r"rows\.csv, line \d: "),
         ("rows.json", '{"images": []}', "must be a list of objects"),
-        ("rows.json", "[" * 100_000, r"rows\.json: not JSON"),
+        ("rows.json", "[" * 100_000, r"rows\.json is no JSON"),
         ("rows.json", '[{"image": "a.jpg", "caption": [1]}]', "entry 1: expected an image's name"),
         ("rows.jsonl", '{"image": "a.jpg", "caption": "x"}\n3\n', r"rows\.jsonl, line 2: int is no JSON object"),
         ("rows.txt", "a.jpg x", r"must be a table \(\.csv, \.tsv\) or JSON"),

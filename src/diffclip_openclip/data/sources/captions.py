@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from diffclip_openclip.data.annotations import read_json, read_json_lines, read_table
+from diffclip_openclip.data.annotations import read_json_lines, read_list, read_table
 from diffclip_openclip.data.writer import RETRIEVAL_METADATA, Split, captioned
 
 
@@ -59,7 +59,7 @@ def _entries(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
         return read_json_lines(path)
     if kind != ".json":
         raise ValueError(f"{path} must be a table (.csv, .tsv) or JSON (.json, .jsonl), and be named so")
-    listed = read_json(path)
+    listed = read_list(path)
     if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
         raise ValueError(f"{path} must be a list of objects; for Karpathy's JSON there is `diffclip data karpathy`")
     return [(f"{path}, entry {number}", entry) for number, entry in enumerate(listed, start=1)]

@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from diffclip_openclip.data.annotations import read_text, some
+from diffclip_openclip.data.annotations import some
 from diffclip_openclip.data.catalog import imagenet_folders, templates
 from diffclip_openclip.data.writer import Split, classification_metadata, classified
+from diffclip_openclip.files import read_text
 
 
 def convert(

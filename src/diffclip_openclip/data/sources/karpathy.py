@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from diffclip_openclip.data.annotations import read_json
+from diffclip_openclip.data.annotations import read_list
 from diffclip_openclip.data.catalog import KARPATHY, names_from
 from diffclip_openclip.data.writer import RETRIEVAL_METADATA, Split, captioned
 
@@ -48,7 +48,7 @@ def convert(
 
 def _entries(annotations: Path, split: str) -> list[_Entry]:
     try:
-        listed = read_json(annotations)["images"]
+        listed = read_list(annotations)["images"]
         splits = {str(entry["split"]) for entry in listed}
         entries = [
             _Entry(entry["filename"], entry.get("filepath", ""), [sentence["raw"] for sentence in entry["sentences"]])

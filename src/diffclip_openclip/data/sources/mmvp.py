@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from diffclip_openclip.data.annotations import read_text
 from diffclip_openclip.data.catalog import MMVP_PATTERNS
 from diffclip_openclip.data.writer import RETRIEVAL_METADATA, Sample, Split, one_line
+from diffclip_openclip.files import read_text
 
 _FOLDERS = ("MLLM_VLM Images", "MMVP_VLM_Images", "MLLM_VLM_Images")
 _PER_PATTERN = 30  # questions: 15 pairs

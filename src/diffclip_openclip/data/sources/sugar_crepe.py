@@ -6,7 +6,7 @@ Source: RAIVNLab/sugar-crepe@0047054:data/*.json and main_eval.py; the images ar
 import json
 from pathlib import Path
 
-from diffclip_openclip.data.annotations import read_json
+from diffclip_openclip.data.annotations import read_list
 from diffclip_openclip.data.catalog import SUGAR_CREPE, SUGAR_CREPE_KINDS
 from diffclip_openclip.data.layout import SELECTION, TYPE
 from diffclip_openclip.data.writer import Sample, Split, one_line
@@ -35,7 +35,7 @@ def convert(*, source: Path, images: Path, root: Path, overwrite: bool = False) 
     for kind in SUGAR_CREPE_KINDS:
         path = source / f"{kind}.json"
         try:
-            for key, entry in read_json(path).items():
+            for key, entry in read_list(path).items():
                 captions = {name: one_line(entry[name]) for name in ("caption", "negative_caption")}
                 questions.setdefault(str(entry["filename"]), []).append({"kind": kind, "id": key} | captions)
         except (KeyError, TypeError, AttributeError) as error:

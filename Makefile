@@ -54,9 +54,9 @@ test-host:
 	$(VENV)-host/bin/python -m pip install --quiet $(HOST)
 	$(MAKE) test VENV=$(VENV)-host INSTALLED=
 
-# ends at the first failure, so that running out of time is none
+# ends at the first failure, so that running out of time is none; interrupted, pytest says what it has tried
 fuzz: $(INSTALLED)
-	DIFFCLIP_FUZZ=20 OMP_NUM_THREADS=1 timeout $(FUZZ_TIME) $(RUN) -m pytest -x -n auto -m 'slow or not slow' $(FUZZED) \
+	DIFFCLIP_FUZZ=20 OMP_NUM_THREADS=1 timeout -s INT -k 30s $(FUZZ_TIME) $(RUN) -m pytest -x -n auto -m 'slow or not slow' $(FUZZED) \
 		|| test $$? -eq 124
 
 # status 3: the time of one call is over, and cells are left

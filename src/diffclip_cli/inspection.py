@@ -84,7 +84,7 @@ def add_commands(command: AddCommand) -> None:
         "--method", choices=("chefer", "rollout", "gradcam"), default="chefer", help="default: the paper's"
     )
     sub.add_argument("--start-layer", type=int, metavar="N", help="first layer that counts; default: the method's own")
-    sub.add_argument("--maps", action="store_true", help="draw the attention maps themselves")
+    sub.add_argument("--maps", action="store_true", help="draw the attention maps themselves; B/16: 2.0 GB of memory")
     sub.add_argument("--colormap", default="inferno", help="matplotlib's name; the paper's is jet")
     add_overwrite(sub)
 

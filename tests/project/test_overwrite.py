@@ -9,12 +9,15 @@ import torch
 from PIL import Image
 from support.checkpoints import save_as_published
 from support.folders import tree
+from support.report_results import save_nothing
 
 from diffclip_cli.main import main
-from diffclip_openclip import to_reference
+from diffclip_openclip import files, to_reference
 from diffclip_openclip.explain.attend import show_attention
 from diffclip_openclip.explain.lambda_report import show_lambdas
 from diffclip_openclip.report.command import report
+
+ENDINGS = {"convert --to timm": ".safetensors", "attend": ".png"}
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +87,38 @@ def test_no_command_writes_to_a_name_that_is_no_text(run, checkpoint, tmp_path, 
         ["data", "folder", "dots", "--source", tmp_path / "classes", "--data", out],
     ):
         _main_refuses(capsys, tmp_path, "is not UTF-8", *command)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize("command", ["convert", "convert --to timm", "warm-start", "report", "attend", "data"])
+def test_what_comes_to_out_while_a_command_works_stays(kind, command, run, checkpoint, tmp_path, monkeypatch, capsys):
+    source, out = run / "checkpoints" / "epoch_1.pt", tmp_path / f"out{ENDINGS.get(command, '')}"
+    (tmp_path / "classes" / "a").mkdir(parents=True)
+    for folder in (tmp_path, tmp_path / "classes" / "a"):
+        Image.new("RGB", (48, 48)).save(folder / "photo.png")
+    plain = tmp_path / "plain.pt"
+    torch.save(open_clip.create_model("CLIP-nano-baseline").state_dict(), plain)
+    arguments = {
+        "convert": ["convert", checkpoint, out],
+        "convert --to timm": ["convert", checkpoint, out, "--to", "timm"],
+        "warm-start": ["warm-start", f"CLIP-nano-baseline,{plain}", out, "--preprocess", "slip"],
+        "report": ["report", "--paper-only", "--output", out],
+        "attend": ["attend", tmp_path / "photo.png", "--maps", "--model", f"DiffCLIP-nano,{source}", "-o", out],
+        "data": ["data", "folder", "dots", "--source", tmp_path / "classes", "--data", tmp_path],
+    }[command]
+    place = tmp_path / "dots" / "test" if command == "data" else out
+    mine = place if kind == "file" else place / "note.txt"
+
+    def flushed(_: Path) -> None:  # the last step but one
+        mine.parent.mkdir(exist_ok=True)
+        mine.write_text("mine")
+
+    monkeypatch.setattr(files, "_flush", flushed)
+    monkeypatch.setattr("diffclip_openclip.report.command.save_figures", save_nothing)
+    assert main([str(argument) for argument in arguments]) == 2
+    assert str(place) in capsys.readouterr().err.splitlines()[-1]
+    assert mine.read_text() == "mine"
+    assert [path for path in place.parent.iterdir() if path.name.startswith(".")] == []
 
 
 def test_convert_replaces_a_model_directory(model, checkpoint, tmp_path):

@@ -86,6 +86,7 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "embed_dim": {"vision_cfg": {"image_size": 48}, "text_cfg": {}, "": {"embed_dim": 10**9}},
     "image_size": {"vision_cfg": {"image_size": 10**6}},
     "num_hidden_layers": {"config.json": {"num_hidden_layers": 10**7}},
+    "num_labels": {"config.json": {"num_labels": 10**9}},
     "evil_cfg": {"text_cfg": {"evil_cfg": {}}},
 }
 
@@ -108,6 +109,13 @@ def test_a_directory_runs_nothing(name, altered, tmp_path, capsys):
         assert re.search(name, capsys.readouterr().err)
     assert not _ran(tmp_path)
     assert not (tmp_path / "OUT").exists()
+
+
+def test_what_transformers_stumbles_over_is_one_line(altered, capsys):
+    folder = altered({"config.json": {"dtype": "evil"}})
+    for command in (["convert", str(folder), "OUT"], ["warm-start", f"local-dir:{folder}", "OUT"]):
+        assert main(command) == 2
+        assert "cannot be loaded" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_text_tower_in_another_folder_runs_nothing(altered, tmp_path):

@@ -15,7 +15,7 @@ from diffclip_openclip.files import read_json
 from diffclip_openclip.models import KINDS, SIZES, TEXT_TOWER, TOWERS, TRUNK, find_tower
 from diffclip_openclip.registration import model_names
 from diffclip_openclip.towers.configs import DiffCLIPTextConfig
-from diffclip_openclip.weights.foreign import check_runs_nothing, check_sizes
+from diffclip_openclip.weights.foreign import check_runs_nothing, check_sizes, loading_errors
 from diffclip_openclip.weights.layouts import depth_of
 
 _STANDARD_HEAD_DIM = 64  # of the plain text towers of OpenAI, open_clip and SLIP, at every width
@@ -80,9 +80,10 @@ def architecture_of(model_cfg: dict[str, Any], text_folder: Path | None = None) 
             "are supported"
         )
     known = DiffCLIPTextConfig().to_dict().keys()
-    return Architecture(
-        model_cfg, _text_json(DiffCLIPTextConfig.from_dict({key: config[key] for key in config if key in known}))
-    )
+    with loading_errors(path):
+        return Architecture(
+            model_cfg, _text_json(DiffCLIPTextConfig.from_dict({key: config[key] for key in config if key in known}))
+        )
 
 
 def packaged_architecture(name: str) -> Architecture:

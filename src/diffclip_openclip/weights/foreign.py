@@ -40,6 +40,7 @@ _LARGEST = {
     **dict.fromkeys(("embed_dim", "width", "hidden_size", "heads", "num_attention_heads", "n_queries"), 1 << 16),
     **dict.fromkeys(("intermediate_size", "context_length", "max_position_embeddings"), 1 << 20),
     "vocab_size": 1 << 23,
+    "num_labels": 1 << 16,  # transformers makes a name for each, whatever the model
 }
 # what the hosts answer to configs and weights that they cannot work with
 HOST_ERRORS = (

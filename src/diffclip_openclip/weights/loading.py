@@ -97,8 +97,9 @@ def checked_config(spec: ModelSpec) -> dict[str, Any]:
     if foreign and (text_tower := model_cfg["text_cfg"].get("hf_model_name")):
         config, where = PretrainedConfig.get_config_dict(text_tower)[0], f"{text_tower}/{CONFIG_NAME}"
         check_runs_nothing(config, where)
-        if config.get("model_type") == DiffCLIPTextConfig.model_type:  # others' keys may mean something else
-            check_sizes(config, where)
+        ours = config.get("model_type") == DiffCLIPTextConfig.model_type
+        # keys of others may mean something else, but for those of every config of transformers
+        check_sizes(config if ours else {"num_labels": config.get("num_labels")}, where)
     return model_cfg
 
 

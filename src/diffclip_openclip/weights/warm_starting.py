@@ -22,6 +22,7 @@ from diffclip_openclip.weights.architecture import recognize
 from diffclip_openclip.weights.card import model_card
 from diffclip_openclip.weights.checkpoint import StateDict, read_checkpoint
 from diffclip_openclip.weights.directory import MODEL_DIRECTORY, PREPROCESS, preprocess_cfg_of, write_directory
+from diffclip_openclip.weights.foreign import loading_errors
 from diffclip_openclip.weights.layouts import Layout, detect, from_openai, from_reference
 from diffclip_openclip.weights.loading import checked_config
 from diffclip_openclip.weights.runs import TrainingRun
@@ -127,10 +128,11 @@ def _load(spec: ModelSpec) -> tuple[Any, str | None, dict[str, Any] | None]:
     # open_clip takes a name's activation even where a tag's weights were trained with the other
     tag = open_clip.get_pretrained_cfg(spec.name, spec.pretrained) if spec.pretrained else {}
     options = {"force_custom_text": True, "force_quick_gelu": tag.get("quick_gelu", False), "require_pretrained": True}
-    try:
-        model = open_clip.create_model(spec.name, spec.pretrained or None, **options)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"the weights of {spec} hold more than tensors and were not loaded: {error}") from error
+    with loading_errors(spec):
+        try:
+            model = open_clip.create_model(spec.name, spec.pretrained or None, **options)
+        except pickle.UnpicklingError as error:
+            raise ValueError(f"the weights of {spec} hold more than tensors and were not loaded: {error}") from error
     return model.eval(), None, preprocess_cfg_of(model)
 
 

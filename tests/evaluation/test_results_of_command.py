@@ -8,7 +8,8 @@ from support.evaluation_data import LIMIT, arguments, metrics_of, result_files
 
 from diffclip_cli.main import main
 from diffclip_openclip.data.catalog import DATA_SETS
-from diffclip_openclip.evaluation.results import FIELDS, OUTCOMES, headline, read, read_outcomes
+from diffclip_openclip.evaluation.outcomes import OUTCOMES
+from diffclip_openclip.evaluation.results import FIELDS, headline, read, read_outcomes
 from diffclip_openclip.report.comparison import our_entries
 from diffclip_openclip.report.evaluated_models import read_models
 from diffclip_openclip.report.paper import load_paper

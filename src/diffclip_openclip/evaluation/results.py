@@ -1,10 +1,9 @@
 """Write and read result files, in clip_benchmark's form with what makes a number repeatable.
 
-A file is RESULTS/MODEL/TASK/NAME.json. :data:`FIELDS` is the one table of what is in it. NAME.npz beside it holds the
-outcome of each sample, :data:`OUTCOMES`.
+A file is RESULTS/MODEL/TASK/NAME.json. :data:`FIELDS` is the one table of what is in it.
+:mod:`~diffclip_openclip.evaluation.outcomes` writes and reads NAME.npz beside it.
 """
 
-import hashlib
 import json
 import math
 import re
@@ -12,25 +11,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from diffclip_openclip.data.catalog import (
-    FEW_SHOT,
     LINEAR_PROBE,
     MMVP,
     POPE,
     RETRIEVAL,
     SUGAR_CREPE,
     TASKS,
-    WINOGROUND,
     ZERO_SHOT,
     deviations,
 )
-from diffclip_openclip.files import kept, read_json, sha256
+from diffclip_openclip.evaluation.outcomes import load_outcomes, write_outcomes
+from diffclip_openclip.files import kept, read_json
 
 RESULT_TASKS = (*TASKS, POPE)
 _PACKAGES = ("diffclip-openclip", "open_clip_torch", "clip_benchmark", "timm", "torch", "transformers", "webdataset")
@@ -87,27 +84,6 @@ FIELDS: Mapping[str, _Field] = {
     "device": _Field(_STRING_OR_NULL, required=True),
     "seconds": _Field(_NUMBER),
     "date": _Field(_STRING_OR_NULL, required=True),
-}
-
-
-# The arrays in a file of outcomes by task, each with its type. An array has a number for each test sample, in the order
-# of the shards and of the samples in them; those of retrieval differ in length, that of few-shot is by episode.
-OUTCOMES: Mapping[str, Mapping[str, type[np.generic]]] = {
-    # whether the label is the first, or among the first five; no ``correct5`` below five classes
-    ZERO_SHOT: {"correct1": np.uint8, "correct5": np.uint8, "label": np.int32},
-    # the rank, from 1, of the first caption that is the image's own, and of the image that is the caption's own;
-    # ``image_of_text`` is the index of each caption's image
-    RETRIEVAL: {"image_to_text_rank": np.int32, "text_to_image_rank": np.int32, "image_of_text": np.int32},
-    LINEAR_PROBE: {"correct": np.uint8, "label": np.int32},
-    FEW_SHOT: {"accuracy": np.float64},
-    # by pair of images; ``pattern`` is an index in MMVP_PATTERNS
-    MMVP: {"hit": np.uint8, "pattern": np.uint8},
-    # by question; ``kind`` is an index in SUGAR_CREPE_KINDS
-    SUGAR_CREPE: {"correct": np.uint8, "kind": np.uint8},
-    # by pair: whether each image has its caption, each caption its image, and both
-    WINOGROUND: {"text": np.uint8, "image": np.uint8, "group": np.uint8},
-    # by question; whether the answer is right, and whether that is a yes
-    POPE: {"correct": np.uint8, "label": np.uint8},
 }
 
 
@@ -177,7 +153,7 @@ def write(
 
     Args:
         metrics: by name; NaN becomes null.
-        outcomes: those of :data:`OUTCOMES` for the task, of any numeric type.
+        outcomes: those of :data:`~diffclip_openclip.evaluation.outcomes.OUTCOMES` for the task, of any numeric type.
         seconds: how long computing took.
         images: the number of images that it is of, by split.
         captions: likewise, in retrieval.
@@ -189,7 +165,7 @@ def write(
     content = identity.fields() | dict(provenance or {})
     content |= {
         "metrics": plain,
-        "outcomes_sha256": _write_outcomes(path.with_suffix(".npz"), outcomes, OUTCOMES[identity.task]),
+        "outcomes_sha256": write_outcomes(path, identity.task, outcomes),
         "images": dict(images or {}),
         **({"captions": dict(captions)} if captions else {}),
         "versions": {name: _version(name) for name in _PACKAGES},
@@ -202,35 +178,16 @@ def write(
     return content
 
 
-def _write_outcomes(path: Path, outcomes: Mapping[str, np.ndarray], types: Mapping[str, type[np.generic]]) -> str:
-    """Write a file of outcomes and return its SHA-256; the same outcomes make the same bytes."""
-    with kept(path) as new:
-        arrays = {name: np.asarray(outcomes[name], dtype) for name, dtype in types.items() if name in outcomes}
-        np.savez_compressed(new, allow_pickle=False, **arrays)
-        return sha256(new)
-
-
 def read_outcomes(path: Path) -> dict[str, np.ndarray] | None:
-    """Return the arrays of :data:`OUTCOMES` of a result.
-
-    Two results are of the same samples in the same order where their ``task``, ``dataset_sha256`` and ``seed`` are
-    equal.
-
-    Args:
-        path: the result's JSON.
+    """Return the arrays of :data:`~diffclip_openclip.evaluation.outcomes.OUTCOMES` of the result ``path``.
 
     Returns:
-        None where there are none: of a result of an earlier version, or without its file, or with another run's.
+        None where there are none; see :func:`~diffclip_openclip.evaluation.outcomes.load_outcomes`.
 
     Raises:
         ValueError: ``path`` is no result.
     """
-    wanted = read(path).get("outcomes_sha256")
-    file = path.with_suffix(".npz")
-    if wanted is None or not file.is_file() or hashlib.sha256(data := file.read_bytes()).hexdigest() != wanted:
-        return None
-    with np.load(BytesIO(data), allow_pickle=False) as arrays:
-        return dict(arrays)
+    return load_outcomes(path, read(path).get("outcomes_sha256"))
 
 
 def _version(package: str) -> str | None:
@@ -293,8 +250,8 @@ def read_finished(identity: Identity, results: Path) -> dict[str, Any] | None:
     wanted = identity.fields()
     if not isinstance(content, dict) or {key: content.get(key) for key in wanted} != wanted:
         return None
-    outcomes, file = content.get("outcomes_sha256"), path.with_suffix(".npz")
-    return content if outcomes is None or (file.is_file() and sha256(file) == outcomes) else None
+    outcomes = content.get("outcomes_sha256")
+    return content if outcomes is None or load_outcomes(path, outcomes) is not None else None
 
 
 def headline(content: Mapping[str, Any]) -> str:

@@ -141,7 +141,7 @@ def _interval(task: str, content: Mapping[str, Any], value: float, outcomes: Out
 def _outcomes(
     task: str, content: Mapping[str, Any], arrays: Mapping[str, np.ndarray], place: _Place
 ) -> Outcomes | None:
-    """Return what a score is computed from, by the arrays of :data:`~diffclip_openclip.evaluation.results.OUTCOMES`."""
+    """Return what a score is computed from; ``arrays`` are those of the task in ``evaluation.outcomes.OUTCOMES``."""
     name, metric = content["dataset"], place.steps[0]
     samples = f"{task} {name} {content.get('dataset_sha256')} {content.get('seed')}"
     if task == RETRIEVAL:

@@ -179,6 +179,14 @@ def test_the_nine_data_sets_zero_shot(tmp_path):
     assert [cell.text for cell in line.cells] == ["50.0"] * 10
 
 
+def test_one_of_the_nine_without_templates_of_its_own_is_not_left_out(tmp_path):
+    put(tmp_path, DIFF, "zeroshot_classification", "dtd", {"acc1": 0.5, "acc5": 0.9}, templates="openai-80")
+    table = make(tmp_path)["other"]
+    assert [(line.stubs[0], line.cells[0].text) for line in table.lines] == [
+        ("dtd: zero-shot top-1, 80 templates", "50.0")
+    ]
+
+
 # formats
 
 

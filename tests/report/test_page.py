@@ -86,6 +86,15 @@ def test_labels_are_escaped(tmp_path, undrawn):
     assert r"| a\|b \<i> $x$ \* |" in (tmp_path / "out" / "tables" / "table1.md").read_text()
 
 
+def test_the_weights_of_all_training_runs_are_named(tmp_path, undrawn):
+    for seed in (0, 1):
+        weights = {"pretrained": f"logs/seed{seed}/epoch_1.pt", "checkpoint_sha256": str(seed)}
+        put(tmp_path / "in", f"{DIFF} seed{seed}", "few_shot", "dtd", {"accuracy": 0.5}, **weights)
+    report(tmp_path / "in", tmp_path / "out", group=["DiffCLIP=Diff*"])
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "weights: <code>logs/seed0/epoch_1.pt, logs/seed1/epoch_1.pt</code>" in page
+
+
 @pytest.mark.parametrize("label", ["a\x00b", "red\x1b[31m", "a\ufffeb", "a\nb \x0b & <c>", "=1+1", "\ud800"])
 def test_a_page_with_any_label_is_well_formed(tmp_path, label):
     """Expect SVGs that are XML, which knows no control characters."""

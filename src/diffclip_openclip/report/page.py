@@ -13,6 +13,7 @@ from string import Template
 from typing import Any
 
 from diffclip_openclip import __version__
+from diffclip_openclip.data.catalog import POPE
 from diffclip_openclip.report.comparison import Entry
 from diffclip_openclip.report.evaluated_models import EvaluatedModel, Result
 from diffclip_openclip.report.figures import Figure
@@ -139,9 +140,9 @@ def _result_files(model: EvaluatedModel) -> str:
     head = "".join(f'<th scope="col">{column}</th>' for column in ("file", *_PROVENANCE))
     rows = "\n".join(_result_file(result) for result in model.results)
     facts = {
-        "open_clip model": model.results[0].content["model"],
+        "open_clip model": _of_all(model, "model"),
         "architecture": model.architecture,
-        "weights": model.results[0].content.get("pretrained"),
+        "weights": _of_all(model, "pretrained"),
     }
     text = "<br>".join(f"{name}: <code>{escape(_text(value))}</code>" for name, value in facts.items())
     return (
@@ -149,6 +150,12 @@ def _result_files(model: EvaluatedModel) -> str:
         f'<div class="wide"><table class="provenance"><thead><tr>{head}</tr></thead><tbody>\n{rows}\n'
         "</tbody></table></div></details>"
     )
+
+
+def _of_all(model: EvaluatedModel, field: str) -> str:
+    """Return what a field says in a model's results, of several training runs each; POPE's are of another model."""
+    own = [result for result in model.results if result.task != POPE] or model.results
+    return ", ".join(dict.fromkeys(_text(result.content.get(field)) for result in own))
 
 
 def _result_file(result: Result) -> str:

@@ -192,6 +192,8 @@ def test_a_radars_size_does_not_depend_on_the_number_of_models(width):
         means = (("CLIP", 21.9), ("DiffCLIP", 27.6))
         assert averages[:3] == ["chance (25 %)", *(f"{name} (paper): average {mean}\xa0%" for name, mean in means)]
         assert len(averages) == 3 + count
+        title, *_ = canvas.texts
+        assert title.get_window_extent().y1 <= canvas.bbox.y1  # not cut at the top
     assert {(round(a, 4), round(b, 4)) for a, b in sizes} == {(1.75, 1.75)}
 
 

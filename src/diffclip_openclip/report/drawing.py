@@ -117,7 +117,7 @@ def _draw_radars(figure: Figure, width: float) -> Any:
     from matplotlib.lines import Line2D
 
     diameter, side, above = _RADAR
-    each = diameter + 2 * above + 0.15, min(width, diameter + 2 * side)  # height with the title, width
+    each = diameter + 2 * above + 0.2, min(width, diameter + 2 * side)  # height with the title, width
     columns = min(len(figure.panels), 2 if width > 5 else 1)
     rows = math.ceil(len(figure.panels) / columns)
     legend = [(Line2D([], [], color=INK, linewidth=0.8, linestyle=(0, (3, 2))), f"chance ({CHANCE:g} %)")]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 _LITTER = (".DS_Store", "Thumbs.db")  # of desktops, in every folder that was looked at
+_FEW = 32  # files that are flushed one by one
 # how systems say that a name is taken: link, rename over a folder, and a folder over a file
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)
 # how file systems say that they have no hard links
@@ -145,10 +146,13 @@ def staged(out: Path, overwrite: bool = False, ours: Folder | None = None) -> It
 
 def _flush(path: Path) -> None:
     """Have a file, or all files of a folder, written to the disk, so that a power cut leaves none of them empty."""
-    for file in path.rglob("*") if path.is_dir() else [path]:
-        if file.is_file():
-            with file.open("r+b") as opened:
-                os.fsync(opened.fileno())
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    if len(files) > _FEW and hasattr(os, "sync"):
+        os.sync()  # once for all, as each call waits for the disk
+        return
+    for file in files:
+        with file.open("r+b") as opened:
+            os.fsync(opened.fileno())
 
 
 def _link(new: Path, place: Path) -> None:

@@ -11,6 +11,7 @@ behind ``text.``. The others are
 """
 
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import NamedTuple
@@ -276,11 +277,11 @@ def _check(state_dict: Mapping[str, torch.Tensor], towers: list[dict[str, str]],
     expected = {key for tower in towers for key in tower}
     problems = [f"missing {key}" for key in sorted(expected - state_dict.keys())]
     problems += [f"unexpected {key}" for key in sorted(state_dict.keys() - expected)]
-    letters: dict[str, int] = {}
+    joint = _numbers(state_dict, {key: shape for tower in towers for key, shape in tower.items()}).get("E", 0)
     for tower in towers:
-        letters = {letter: size for letter, size in letters.items() if letter == "E"}  # the joint space's size
+        numbers = _numbers(state_dict, tower) | {"E": joint}
         for key, shape in tower.items():
-            if key in state_dict and (error := _shape_error(key, state_dict[key], shape, letters)):
+            if key in state_dict and (error := _shape_error(key, state_dict[key], shape, numbers)):
                 problems.append(f"misshapen {error}")
     if problems:
         raise ValueError(
@@ -289,16 +290,24 @@ def _check(state_dict: Mapping[str, torch.Tensor], towers: list[dict[str, str]],
         )
 
 
-def _shape_error(key: str, tensor: torch.Tensor, shape: str, letters: dict[str, int]) -> str | None:
-    """Compare with ``shape``; a letter gets its number where it first stands alone."""
+def _numbers(state_dict: Mapping[str, torch.Tensor], tower: Mapping[str, str]) -> dict[str, int]:
+    """Return the number of each letter: the one that most tensors have, so that a damaged one is told as such."""
+    votes: dict[str, Counter[int]] = defaultdict(Counter)
+    for key, shape in tower.items():
+        sizes, actual = shape.split(), state_dict[key].shape if key in state_dict else ()
+        if len(sizes) == len(actual):
+            for letter, number in zip(sizes, actual, strict=True):
+                votes[letter][number] += letter.isalpha()
+    return {letter: counts.most_common(1)[0][0] for letter, counts in votes.items() if letter.isalpha()}
+
+
+def _shape_error(key: str, tensor: torch.Tensor, shape: str, numbers: Mapping[str, int]) -> str | None:
+    """Compare with ``shape``, whose letters stand for ``numbers``."""
     sizes = shape.split()
-    expected: list[str] = []
-    fits = len(sizes) == tensor.dim()
-    for size, actual in zip(sizes, tensor.shape, strict=False):
+    expected: list[int] = []
+    for size in sizes:
         factor, letter = re.fullmatch(r"(\d*)([A-Za-z]?)", size).groups()  # type: ignore[union-attr]  # own tables
-        if letter and not factor:
-            letters.setdefault(letter, actual)
-        number = int(factor or 1) * (letters.get(letter, 0) if letter else 1)
-        expected.append(str(number))
-        fits = fits and number == actual
-    return None if fits else f"{key} has shape {list(tensor.shape)}, expected [{', '.join(expected) or shape}]"
+        expected.append(int(factor or 1) * (numbers.get(letter, 0) if letter else 1))
+    if list(tensor.shape) == expected:
+        return None
+    return f"{key} has shape {list(tensor.shape)}, expected [{', '.join(map(str, expected)) or shape}]"

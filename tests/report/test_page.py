@@ -95,7 +95,7 @@ def test_the_weights_of_all_training_runs_are_named(tmp_path, undrawn):
     assert "weights: <code>logs/seed0/epoch_1.pt, logs/seed1/epoch_1.pt</code>" in page
 
 
-@pytest.mark.parametrize("label", ["a\x00b", "red\x1b[31m", "a\ufffeb", "a\nb \x0b & <c>", "=1+1", "\ud800"])
+@pytest.mark.parametrize("label", ["a\x00b", "red\x1b[31m", "a\ufffeb", "a\nb \x0b & <c>", "=1+1"])
 def test_a_page_with_any_label_is_well_formed(tmp_path, label):
     """Expect SVGs that are XML, which knows no control characters."""
     put(tmp_path / "in", label, "few_shot", "dtd", {"accuracy": 0.5}, folder="a")

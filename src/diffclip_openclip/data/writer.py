@@ -33,6 +33,8 @@ SHARD_SIZE = 1000  # samples; readers decode shards in parallel
 # The names of at most 10,000 shards, as patterns of fnmatch.
 _SHARDS = ("[0-9].tar", "[1-9][0-9].tar", "[1-9][0-9][0-9].tar", "[1-9][0-9][0-9][0-9].tar")
 # The text file of a set of images with captions.
+# line i is the source's name for class i, where class names do not tell it; read here alone
+CLASS_FOLDERS = "classfolders.txt"
 RETRIEVAL_METADATA = {TYPE: f"{RETRIEVAL}\n"}
 _SPLIT = Folder("a split of a data set", (SHARD_COUNT, SAMPLE_COUNTS, *_SHARDS), mark=SHARD_COUNT)
 
@@ -173,7 +175,7 @@ class Split:
         home = self.folder.parent
         others = self._others()
         changed = []
-        for path in (home / name for name in METADATA):
+        for path in (home / name for name in (*METADATA, CLASS_FOLDERS)):
             old = path.read_text(encoding="utf-8") if path.is_file() else None
             edited = path.name == TEMPLATES and others and old and TEMPLATES in metadata  # which changes no label
             if old == metadata.get(path.name) or edited:

@@ -60,6 +60,16 @@ def test_a_split_with_a_class_more_does_not_relabel_the_others(tmp_path, overwri
     assert (tmp_path / "mine" / "classnames.txt").read_text() == "a\nb\n"
 
 
+def test_names_of_ones_own_stay_with_their_folders(tmp_path):
+    """The same file of names beside other class folders would name other images."""
+    (tmp_path / "names.txt").write_text("un\ndeux\n")
+    options = {"root": tmp_path, "classnames": tmp_path / "names.txt"}
+    folders.convert("mine", source=_classes(tmp_path / "test", "a", "b"), **options)
+    with pytest.raises(FileExistsError, match=r"classfolders\.txt says otherwise .* test of mine would be read by it"):
+        folders.convert("mine", source=_classes(tmp_path / "other", "a", "c"), split="train", **options)
+    folders.convert("mine", source=_classes(tmp_path / "train", "a", "b"), split="train", **options)
+
+
 @pytest.mark.parametrize("name", ["a\nb", "a\x1cb", "a\x85b", "a\u2028b"])
 def test_class_folders_with_line_breaks_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match="for a class's name; it must be one line"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from diffclip_openclip.data.annotations import some
 from diffclip_openclip.data.catalog import imagenet_folders, templates
-from diffclip_openclip.data.writer import Split, classification_metadata, classified
+from diffclip_openclip.data.writer import CLASS_FOLDERS, Split, classification_metadata, classified
 from diffclip_openclip.files import read_text
 
 
@@ -43,7 +43,10 @@ def convert(
         names, labels = known, {folder: known.index(folder) for folder in classes}
     images = [(path, label) for folder, label in labels.items() for path in _images(source / folder)]
     samples = (classified(path, label) for path, label in images)
-    return target.write(samples, len(images), classification_metadata(names, templates(name)))
+    metadata = classification_metadata(names, templates(name))
+    if classnames is not None:
+        metadata[CLASS_FOLDERS] = "".join(f"{folder}\n" for folder in classes)
+    return target.write(samples, len(images), metadata)
 
 
 def _classes(name: str, source: Path) -> dict[str, str]:

@@ -164,6 +164,7 @@ def test_a_probe_that_looks_at_nothing_is_told():
     nothing = Features(torch.zeros(40, 3), labels)
     metrics, predicted = linear_probe.score_probe(nothing, nothing, nothing, per_class=False)
     assert metrics["weight_norm"] == 0
+    assert metrics["predicted_classes"] == 1
     assert predicted.tolist() == [1] * 40
 
 

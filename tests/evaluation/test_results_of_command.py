@@ -54,6 +54,7 @@ def test_the_line_of_a_result_has_the_papers_figures():
     assert headline(content) == shown + short
     probe = {"label": "a", "task": "linear_probe", "dataset": "x", "images": {}}
     probe["metrics"] = {"accuracy": 0.5, "acc1": 0.5, "mean_per_class_recall": 0.25, "best_C": 1.0, "weight_norm": 0.0}
+    probe["metrics"] |= {"predicted_classes": 1}
     assert headline(probe).endswith("; warning: W is 0, so that every image is predicted to be of one class")
 
 

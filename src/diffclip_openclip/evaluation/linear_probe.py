@@ -216,7 +216,8 @@ def score_probe(
 
     Returns:
         accuracy (the paper's for the data set), acc1, mean_per_class_recall, best_C, weight_norm (||W||; 0 is a probe
-        that looks at no feature); and the class indices that are predicted on ``test``, (B,), on the CPU.
+        that looks at no feature), predicted_classes (their number on ``test``); and the class indices that are
+        predicted on ``test``, (B,), on the CPU.
     """
     num_classes = int(max(part.labels.max() for part in (train, val, test))) + 1
     with tqdm(desc=f"linear probe of {title}", unit=" fits", leave=False) as bar:
@@ -226,4 +227,5 @@ def score_probe(
     acc1, mean_per_class = (accuracy(predicted, test.labels, kind) for kind in (False, True))
     chosen = mean_per_class if per_class else acc1
     metrics = {"accuracy": chosen, "acc1": acc1, "mean_per_class_recall": mean_per_class, "best_C": best_C}
-    return metrics | {"weight_norm": probe.weight.norm().item()}, predicted
+    metrics |= {"weight_norm": probe.weight.norm().item(), "predicted_classes": predicted.unique().numel()}
+    return metrics, predicted

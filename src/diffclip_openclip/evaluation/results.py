@@ -262,8 +262,9 @@ def headline(content: Mapping[str, Any]) -> str:
     shown = ", ".join(f"{name} {100 * value:.1f} %" for name, value in figures)
     templates = f" ({content['templates']} templates)" if "templates" in content else ""
     warnings = []
-    if metrics.get("weight_norm") == 0:
-        warnings.append("W is 0, so that every image is predicted to be of one class")
+    if metrics.get("predicted_classes") == 1:
+        reason = "W is 0, so that " if metrics.get("weight_norm") == 0 else ""
+        warnings.append(f"{reason}every image is predicted to be of one class")
     if unlike := deviations(content["dataset"], content["images"], content.get("captions")):
         warnings.append(f"not of the published size ({', '.join(unlike)})")
     warning = f"; warning: {'; '.join(warnings)}" if warnings else ""

@@ -13,12 +13,12 @@
 # Time: about 10 GPU-days a model on A100 (section 5.2), so 30 hours on 8. Not measured with this code.
 # Disk: 7.9 million images of 224 pixels; 40 checkpoints of 1.8 GB a model.
 #
-# The paper's scores in %: zero-shot ImageNet by its 7 templates; OOD and the others are means (Figure 3, Tables 1, 2).
+# The paper's scores in %: zero-shot ImageNet by 7 templates (inferred); OOD and the others are means (Figure 3, Tables 1, 2).
 #
 #   model                 ImageNet   OOD  image R@5  text R@5  linear probe  few-shot
 #   CLIP-B-16-baseline        31.8  26.0       55.3      69.4          77.0      85.3
 #   DiffCLIP-B-16             33.8  28.1       55.3      70.1          77.3      85.4
-#   DiffCLIP-B-16-dynamic     34.6  27.3          -      70.9             -         -   from differences (section 4.5)
+#   DiffCLIP-B-16-dynamic     34.6  27.3       55.4      70.9          77.0      85.5   from differences (4.5, Figure 5)
 #   DiffCLIP-B-16-vision      33.7  28.3       55.7      70.6          77.1      85.6   from differences (section 4.6)
 set -euo pipefail
 

@@ -78,20 +78,16 @@ class TestInterrupted:
         data = tmp_path / "data"
         write_tar(data / "mmvp" / "test" / "0.tar", [])
         (data / "mmvp" / "test" / "nshards.txt").write_text("1")
-        for command, said in (
-            (["convert", str(cut), str(tmp_path / "OUT")], "is cut short or damaged; copy or download it again"),
+        for command in (
+            ["convert", str(cut), str(tmp_path / "OUT")],
             # by the run's model: any other name is refused before the file is read
-            (["warm-start", f"DiffCLIP-nano,{cut}", str(tmp_path / "OUT")], "is cut short or damaged"),
-            (
-                ["evaluate", "--model", f"DiffCLIP-nano,{cut}", "--data", str(data), "--output", str(tmp_path / "R")],
-                "cannot be loaded; are these weights that model's?",
-            ),
+            ["warm-start", f"DiffCLIP-nano,{cut}", str(tmp_path / "OUT")],
+            ["evaluate", "--model", f"DiffCLIP-nano,{cut}", "--data", str(data), "--output", str(tmp_path / "R")],
         ):
             assert main(command) == 2
             (line,) = capsys.readouterr().err.splitlines()
             assert line.startswith(f"diffclip {command[0]}: error: ")
-            assert str(cut) in line
-            assert said in line
+            assert f"{cut} is cut short or damaged; copy or download it again" in line
         assert not (tmp_path / "OUT").exists()
 
     def test_without_it_the_run_ends_as_if_nothing_had_happened(self, full, whole):

@@ -15,7 +15,7 @@
 # more with checkpointing, so a day on 4. Not measured with this code.
 # Disk: 2.3 million images of 224 pixels; 40 checkpoints of 1.8 GB a model.
 #
-# The paper's scores in %: zero-shot ImageNet by its 7 templates; OOD and the others are means (Figure 3, Tables 1, 2).
+# The paper's scores in %: zero-shot ImageNet by 7 templates (inferred); OOD and the others are means (Figure 3, Tables 1, 2).
 #
 #   model                 ImageNet   OOD  image R@5  text R@5  linear probe  few-shot
 #   CLIP-B-16-baseline        13.6   9.7       28.9      38.3          63.8      73.9

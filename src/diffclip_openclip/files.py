@@ -209,12 +209,26 @@ def read_text(path: Path, largest: int = _LARGEST_JSON) -> str:
     """
     with path.open("rb") as file:
         data = file.read(largest + 1)  # what is no regular file tells no size
+    return text_of(data, path, largest).removeprefix("\ufeff")
+
+
+def text_of(data: bytes, place: object, largest: int) -> str:
+    """Return the text that a file in UTF-8 holds, with a byte order mark in front as it is.
+
+    Args:
+        data: the file's content, or its first bytes, more than ``largest``.
+        place: where it is from, for the message.
+        largest: how many bytes it can honestly have.
+
+    Raises:
+        ValueError: it is larger, or not in UTF-8.
+    """
     if len(data) > largest:
-        raise ValueError(f"{path} has more than {largest:,} bytes; no such file has")
+        raise ValueError(f"{place} has more than {largest:,} bytes; no such file has")
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 ({error})") from error
+        raise ValueError(f"{place} is no text in UTF-8 ({error})") from error
 
 
 def read_json(path: Path, largest: int = _LARGEST_JSON) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from diffclip_openclip.data.remote import URL_MARK, file_address, read_remote_file, remote_state
-from diffclip_openclip.files import sha256, staged
+from diffclip_openclip.files import sha256, staged, text_of
 
 SHARD_COUNT = "nshards.txt"  # in each split
 SAMPLE_COUNTS = "nsamples.txt"  # in each split that `diffclip data` wrote: line i is the number of samples of shard i
@@ -249,17 +249,9 @@ def _read_text(address: str) -> str | None:
     """Read a text file; None where it is not there."""
     if URL_MARK in address:
         data = read_remote_file(address, _LARGEST_TEXT + 1)
-    else:
-        path = Path(address)
-        if not path.is_file():
-            return None
-        with path.open("rb") as file:
+    elif Path(address).is_file():
+        with Path(address).open("rb") as file:
             data = file.read(_LARGEST_TEXT + 1)
-    if data is None:
-        return None
-    if len(data) > _LARGEST_TEXT:
-        raise ValueError(f"{address} has more than {_LARGEST_TEXT:,} bytes, which is no text file of a data set")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{address} is no text in UTF-8 ({error})") from error
+    else:
+        data = None
+    return None if data is None else text_of(data, address, _LARGEST_TEXT)

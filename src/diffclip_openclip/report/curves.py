@@ -7,7 +7,9 @@ from typing import Any
 from diffclip_openclip.report.bars import whisker
 from diffclip_openclip.report.comparison import Entry, family_of
 from diffclip_openclip.report.evaluated_models import EvaluatedModel
-from diffclip_openclip.report.styles import INK, Style
+from diffclip_openclip.report.styles import INK, Style, outline
+
+CURVE_MARKERS: dict[str, Any] = {"markersize": 3.5, "markeredgewidth": 0.5}
 
 
 def checkpoints_of(models: Sequence[EvaluatedModel]) -> list[Entry]:
@@ -62,13 +64,9 @@ def draw_curves(axis: Any, key: str, runs: Mapping[str, Sequence[Entry]], styles
         axis.plot(
             epochs,
             values,
-            color=style.color,
-            linestyle=style.line,
+            **outline(style),
+            **CURVE_MARKERS,
             linewidth=1.2,
-            marker=style.marker,
-            markersize=3.5,
-            markeredgecolor=INK,
-            markeredgewidth=0.5,
             path_effects=[withStroke(linewidth=1.8, foreground=INK)],
         )
     known = sorted({entry.epoch or 0 for entries in runs.values() for entry in entries})

@@ -11,10 +11,10 @@ from typing import Any
 
 from diffclip_openclip.report.bars import draw_bars
 from diffclip_openclip.report.comparison import Entry
-from diffclip_openclip.report.curves import draw_curves, runs_of
+from diffclip_openclip.report.curves import CURVE_MARKERS, draw_curves, runs_of
 from diffclip_openclip.report.figures import Figure, Panel
-from diffclip_openclip.report.radar import CHANCE, draw_radar
-from diffclip_openclip.report.styles import INK, RC, name_of, styles_of
+from diffclip_openclip.report.radar import CHANCE, CHANCE_LINE, RADAR_MARKERS, draw_radar
+from diffclip_openclip.report.styles import INK, RC, name_of, outline, styles_of
 
 # inches, of a page with two columns of text (CVPR's style has 6.875 and 3.25)
 WIDE, COLUMN = 6.875, 3.25
@@ -92,11 +92,7 @@ def _draw_curves(figure: Figure, width: float) -> Any:
     rows = math.ceil(len(figure.panels) / columns)
     runs = runs_of([entry for panel in figure.panels for entry in panel.entries])
     styles = dict(zip(runs, styles_of([entries[0] for entries in runs.values()]), strict=True))
-    legend = []
-    for name, style in styles.items():
-        look = Line2D([], [], color=style.color, marker=style.marker, markersize=3.5)
-        look.set(linestyle=style.line, markeredgecolor=INK, markeredgewidth=0.5)
-        legend.append((look, name))
+    legend = [(Line2D([], [], **outline(style), **CURVE_MARKERS), name) for name, style in styles.items()]
     canvas, placed = _canvas(width, rows * _TASK_HEIGHT, legend, constrained=True)
     axes = list(canvas.subplots(rows, columns, squeeze=False).flat)
     for axis, panel in zip(axes, figure.panels, strict=False):
@@ -120,12 +116,11 @@ def _draw_radars(figure: Figure, width: float) -> Any:
     each = diameter + 2 * above + 0.2, min(width, diameter + 2 * side)  # height with the title, width
     columns = min(len(figure.panels), 2 if width > 5 else 1)
     rows = math.ceil(len(figure.panels) / columns)
-    legend = [(Line2D([], [], color=INK, linewidth=0.8, linestyle=(0, (3, 2))), f"chance ({CHANCE:g} %)")]
+    legend = [(Line2D([], [], **CHANCE_LINE), f"chance ({CHANCE:g} %)")]
     for panel in figure.panels:
         for entry, style in zip(panel.entries, styles_of(panel.entries), strict=True):
             values = [entry.scores[column.key].value for column in panel.columns]
-            look = Line2D([], [], color=style.color, marker=style.marker, markersize=4)
-            look.set(linestyle=style.line, markeredgecolor=INK, markeredgewidth=0.6)
+            look = Line2D([], [], **outline(style), **RADAR_MARKERS)
             legend.append((look, f"{name_of(entry)}: average {sum(values) / len(values):.1f}\N{NO-BREAK SPACE}%"))
     canvas, legend = _canvas(width, rows * each[0], legend, constrained=False)
     full = canvas.get_figheight()

@@ -6,10 +6,12 @@ from textwrap import fill
 from typing import Any
 
 from diffclip_openclip.report.comparison import Entry
-from diffclip_openclip.report.styles import INK, styles_of
+from diffclip_openclip.report.styles import INK, outline, styles_of
 from diffclip_openclip.report.table_layouts import Column
 
 CHANCE = 25.0  # percent of pairs, by guessing
+CHANCE_LINE: dict[str, Any] = {"color": INK, "linewidth": 0.8, "linestyle": (0, (3, 2))}
+RADAR_MARKERS: dict[str, Any] = {"markersize": 4, "markeredgewidth": 0.6}
 
 
 def draw_radar(axis: Any, columns: Sequence[Column], entries: Sequence[Entry], top: float) -> None:
@@ -24,19 +26,15 @@ def draw_radar(axis: Any, columns: Sequence[Column], entries: Sequence[Entry], t
 
     angles = [2 * math.pi * index / len(columns) for index in range(len(columns))]
     around = [2 * math.pi * step / 180 for step in range(181)]
-    axis.plot(around, [CHANCE] * len(around), color=INK, linewidth=0.8, linestyle=(0, (3, 2)))
+    axis.plot(around, [CHANCE] * len(around), **CHANCE_LINE)
     for entry, style in zip(entries, styles_of(entries), strict=True):
         values = [entry.scores[column.key].value for column in columns]
         closed = [*angles, angles[0]], [*values, values[0]]
         axis.fill(*closed, color=style.color, alpha=0.25, linewidth=0)
         axis.plot(
             *closed,
-            color=style.color,
-            linestyle=style.line,
-            marker=style.marker,
-            markersize=4,
-            markeredgecolor=INK,
-            markeredgewidth=0.6,
+            **outline(style),
+            **RADAR_MARKERS,
             linewidth=1.4,
             clip_on=False,  # markers at the edge stay whole
             path_effects=[withStroke(linewidth=2.2, foreground=INK)],  # light colours are no line on white paper

@@ -57,6 +57,11 @@ def styles_of(entries: Sequence[Entry]) -> list[Style]:
     return styles
 
 
+def outline(style: Style) -> dict[str, Any]:
+    """Return matplotlib's arguments for a line with markers, in a panel as in its legend."""
+    return {"color": style.color, "linestyle": style.line, "marker": style.marker, "markeredgecolor": INK}
+
+
 def name_of(entry: Entry) -> str:
     """Return an entry's name in a legend, the same for all pretrainings."""
     return entry.name if entry.is_ours else f"{entry.name} (paper)"

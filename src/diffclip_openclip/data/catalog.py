@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
+from typing import NamedTuple
 
 from diffclip_openclip.extras import require
 
@@ -155,8 +156,17 @@ def names_from(source: str) -> list[str]:
     return [data_set.name for data_set in DATA_SETS if data_set.source == source]
 
 
-def deviations(name: str, images: Mapping[str, int], captions: Mapping[str, int] | None = None) -> list[str]:
-    """Describe the splits of a data set of the table that are not of the published size.
+class Deviation(NamedTuple):
+    """Describe a split that is not of the published size."""
+
+    split: str
+    what: str  # images or captions
+    size: int
+    published: int
+
+
+def other_sizes(name: str, images: Mapping[str, int], captions: Mapping[str, int] | None = None) -> list[Deviation]:
+    """Return the splits of a data set of the table that are not of the published size.
 
     Args:
         images: numbers of images by split.
@@ -166,10 +176,18 @@ def deviations(name: str, images: Mapping[str, int], captions: Mapping[str, int]
         return []
     counted = (("images", images, data_set.splits), ("captions", captions or {}, data_set.captions))
     return [
-        f"{split} {count:,} {what} instead of {published[split]:,}"
+        Deviation(split, what, count, size)
         for what, counts, published in counted
         for split, count in counts.items()
-        if published.get(split) not in (None, count)
+        if (size := published.get(split)) is not None and size != count
+    ]
+
+
+def deviations(name: str, images: Mapping[str, int], captions: Mapping[str, int] | None = None) -> list[str]:
+    """Describe what :func:`other_sizes` returns."""
+    return [
+        f"{found.split} {found.size:,} {found.what} instead of {found.published:,}"
+        for found in other_sizes(name, images, captions)
     ]
 
 

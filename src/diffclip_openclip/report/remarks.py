@@ -4,12 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffclip_openclip.data.catalog import deviations, find_data_set
+from diffclip_openclip.data import catalog
 from diffclip_openclip.report.comparison import Entry
 from diffclip_openclip.report.evaluated_models import EvaluatedModel
 from diffclip_openclip.weights.runs import TrainingRun
-
-_COUNTED = ("images", "captions")  # fields of a result file with numbers by split
 
 
 def remarks(models: Sequence[EvaluatedModel], ours: Sequence[Entry]) -> list[str]:
@@ -49,21 +47,15 @@ def other_sizes(models: Sequence[EvaluatedModel]) -> list[tuple[str, str, str, s
         data set, split, number of images or captions, the published number, and the names of the models that were
         evaluated on so many.
     """
-    found: dict[tuple[str, str, str, int], dict[str, None]] = {}
+    found: dict[tuple[str, catalog.Deviation], dict[str, None]] = {}
     for model in models:
-        for result in model.results:
-            name = result.content["dataset"]
-            for what in _COUNTED:
-                for split, count in (result.content.get(what) or {}).items():
-                    one = {other: {split: count} if other == what else {} for other in _COUNTED}
-                    if deviations(name, one["images"], one["captions"]):
-                        found.setdefault((name, split, what, count), {})[model.name] = None
-    rows = []
-    for (name, split, what, count), names in sorted(found.items()):
-        data_set = find_data_set(name)
-        published = (data_set.splits if what == "images" else data_set.captions)[split]
-        rows.append((name, split, f"{count:,} {what}", f"{published:,} {what}", tuple(names)))
-    return rows
+        for content in (result.content for result in model.results):
+            for unlike in catalog.other_sizes(content["dataset"], content["images"], content.get("captions")):
+                found.setdefault((content["dataset"], unlike), {})[model.name] = None
+    return [
+        (name, unlike.split, f"{unlike.size:,} {unlike.what}", f"{unlike.published:,} {unlike.what}", tuple(names))
+        for (name, unlike), names in sorted(found.items())
+    ]
 
 
 # training, by the arguments in the folders of the runs

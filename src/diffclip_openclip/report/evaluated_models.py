@@ -4,7 +4,6 @@ Result files are RESULTS/<model>/<task>/<name>.json, with metrics as fractions. 
 evaluated, in one precision and with one seed.
 """
 
-import re
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from diffclip_openclip.data.catalog import POPE
 from diffclip_openclip.evaluation.results import RESULT_TASKS, result_paths
 from diffclip_openclip.report.paper import Score, with_means
 from diffclip_openclip.report.result_scores import Result, plain_text, read_result
+from diffclip_openclip.weights.runs import epoch_of
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,7 @@ def _place_in_run(results: Sequence[Result]) -> tuple[str, int] | None:
         path = Path(result.content.get("pretrained") or "")
         run, epoch = result.content.get("run"), result.content.get("epoch")
         if path.parent.name == "checkpoints":
-            run, match = path.parent.parent.as_posix(), re.fullmatch(r"epoch_(\d+)", path.stem)
-            epoch = int(match[1]) if match and epoch is None else epoch
+            run, epoch = path.parent.parent.as_posix(), epoch_of(path) if epoch is None else epoch
         if run and epoch is not None:
             return run, epoch
     return None

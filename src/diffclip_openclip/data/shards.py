@@ -80,7 +80,6 @@ def batches(
         transform: makes a tensor (3, H, W) of an RGB image.
         workers: processes that decode, a shard each at a time; with 0 this process does.
         pin_memory: whether the images are put into memory from which a GPU copies them asynchronously.
-
         patience: seconds to wait for a batch of the workers.
 
     Raises:

@@ -163,12 +163,17 @@ def read_checkpoint(path: Path) -> StateDict:
         ValueError: a file that is truncated, no checkpoint, holds no tensors, or asks for any other type, which the
             message names.
     """
+    return _unwrapped(_tensors(_content(path), path))
+
+
+def _content(path: Path) -> Any:
+    """Load what a file holds, as :func:`read_checkpoint`."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     if _kind(path) == "torch":
-        return _unwrapped(_tensors(_load_torch(path), path))
+        return _load_torch(path)
     try:
-        return _unwrapped(_tensors(safetensors.torch.load_file(path), path))
+        return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, RuntimeError, MemoryError, KeyError) as error:
         raise ValueError(
             f"{path} is a safetensors file that is cut short or damaged; copy or download it again"
@@ -182,9 +187,9 @@ def read_epoch(path: Path) -> int:
         FileNotFoundError, ValueError: as :func:`read_checkpoint`.
         ValueError: the checkpoint does not say.
     """
-    read_checkpoint(path)  # which says what is wrong with a damaged or unsafe file
-    content = _load_torch(path) if _kind(path) == "torch" else {}
-    if "epoch" not in content:
+    content = _content(path)
+    _tensors(content, path)  # says what is wrong with a damaged or unsafe file
+    if _kind(path) != "torch" or "epoch" not in content:
         raise ValueError(f"{path} does not say after which epoch it was written; open_clip's trainer writes that")
     if type(epoch := content["epoch"]) is not int:
         raise ValueError(f"{path} has the epoch {str(epoch)[:40]!r}; it must be a whole number")

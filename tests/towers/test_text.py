@@ -7,7 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from open_clip.hf_model import HFTextEncoder
+from open_clip.transformer import QuickGELU, TextTransformer
 from support.text_towers import END, END_OF_TEXT, START, TEXTS, name_to_open_clip, same_weights, text_config, text_model
+from timm.layers import Attention as PlainAttention
 from transformers import AutoConfig, AutoModel
 
 from diffclip_openclip import (
@@ -16,7 +18,9 @@ from diffclip_openclip import (
     DifferentialAttention,
     DifferentialAttentionV2,
 )
+from diffclip_openclip.explain.attention_formulas import write_out
 from diffclip_openclip.registration import config_dir
+from diffclip_openclip.weights.layouts import from_openai
 
 
 def _quick_gelu(x):
@@ -58,6 +62,7 @@ def test_bad_lambda_init_is_refused(lambda_init):
     [
         ({"num_attention_heads": 1}, ["num_heads is 1", "even"]),
         ({"num_attention_heads": 6}, ["32", "6", "multiple"]),
+        ({"num_attention_heads": 6, "attention_version": 0}, ["32", "6", "multiple"]),
     ],
 )
 def test_bad_heads_are_refused(sizes, parts):
@@ -67,15 +72,15 @@ def test_bad_heads_are_refused(sizes, parts):
         assert part in str(error.value)
 
 
-@pytest.mark.parametrize("version", [0, 3, "2", None])
+@pytest.mark.parametrize("version", [-1, 3, "2", None, False])
 def test_bad_attention_version_is_refused(version):
-    with pytest.raises(ValueError, match=r"attention_version is .* must be 1 or 2") as error:
+    with pytest.raises(ValueError, match=r"attention_version is .* must be 1 or 2, or 0 for plain attention") as error:
         text_config(attention_version=version)
     assert repr(version) in str(error.value)
 
 
 def test_attention_version_decides_the_class():
-    for version, attention in ((1, DifferentialAttention), (2, DifferentialAttentionV2)):
+    for version, attention in enumerate((PlainAttention, DifferentialAttention, DifferentialAttentionV2)):
         model = text_model(attention_version=version, attention_dropout=0.25)
         assert [type(layer.attn) for layer in model.layers] == [attention] * 3
         assert {(layer.attn.num_heads, layer.attn.attn_drop.p) for layer in model.layers} == {(4, 0.25)}
@@ -110,7 +115,7 @@ def test_layer_norm_eps():
 # --- what the tower computes ---
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [0, 1, 2])
 @pytest.mark.parametrize("hidden_act", ["quick_gelu", "gelu"])
 def test_layers_are_pre_norm_causal(hidden_act, version):
     act, other = (_quick_gelu, F.gelu) if hidden_act == "quick_gelu" else (F.gelu, _quick_gelu)
@@ -124,6 +129,15 @@ def test_layers_are_pre_norm_causal(hidden_act, version):
     assert (layer.mlp.c_proj(act(hidden)) - layer.mlp.c_proj(other(hidden))).abs().max() > 1e-4
 
 
+def test_version_0_is_open_clips_own_text_tower():
+    model = text_model(attention_version=0).double()
+    own = TextTransformer(8, 50, 32, 4, 3, mlp_ratio=2.0, act_layer=QuickGELU, output_dim=8).double().eval()
+    weights = from_openai({f"text.{key}": tensor for key, tensor in own.state_dict().items()})
+    projection = weights.pop("text.proj.weight")
+    model.load_state_dict({key.removeprefix("text.transformer."): tensor for key, tensor in weights.items()})
+    torch.testing.assert_close(model(TEXTS).pooler_output @ projection.t(), own(TEXTS), rtol=0, atol=1e-12)
+
+
 def test_pools_at_the_first_largest_token():
     model = text_model()
     texts = torch.cat([TEXTS, torch.tensor([[START, 2, END, 4, END, 3, END, 1], [1, 7, 3, 7, 2, 0, 0, 0]])])
@@ -132,7 +146,7 @@ def test_pools_at_the_first_largest_token():
     assert torch.equal(out.pooler_output, torch.stack(expected))
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [0, 1, 2])
 def test_shorter_context_gives_the_same_embedding(version):
     model = text_model(attention_version=version).double()
     for length in (5, 6):
@@ -181,7 +195,7 @@ def test_hidden_states(by):
     assert torch.equal(out.last_hidden_state, model.ln_final(out.hidden_states[-1]))
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [0, 1, 2])
 @pytest.mark.parametrize("by", ["argument", "config"])
 def test_attentions_are_the_weighted_maps_and_change_no_state(by, version):
     """The layers attend alike with the maps that are returned."""
@@ -196,7 +210,8 @@ def test_attentions_are_the_weighted_maps_and_change_no_state(by, version):
     for layer, state, weights in zip(model.layers, plain.hidden_states, out.attentions, strict=False):
         assert (weights.triu(1) == 0).all()  # causal
         normed = layer.ln_1(state)
-        torch.testing.assert_close(layer.attn.attend_with(normed, weights), layer.attn(normed, is_causal=True))
+        written_out = write_out(layer.attn, normed, is_causal=True)
+        torch.testing.assert_close(written_out.output(weights), layer.attn(normed, is_causal=True))
 
 
 def test_attentions_may_be_set_in_the_config_of_an_eager_model_alone(tmp_path):
@@ -285,7 +300,7 @@ def _text_encoder(folder, **kwargs):
 COUNTS_PROJECTION = hasattr(HFTextEncoder, "layer_groups")
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [0, 1, 2])
 @pytest.mark.parametrize("unlocked", [0, 1, 2])
 @pytest.mark.parametrize("freeze", [False, True])
 def test_open_clips_lock_leaves_layer_norms_trainable_unless_asked_not_to(freeze, unlocked, version, tmp_path):
@@ -326,7 +341,7 @@ def test_names_of_parameters_are_those_of_the_state_dict():
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")  # open_clip calls this one
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [0, 1, 2])
 def test_gradient_checkpointing_gives_the_same_gradients(version):
     model = text_model(attention_dropout=0.2, attention_version=version).train()
 
@@ -346,7 +361,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(version):
         assert torch.equal(actual[name], expected[name]), name
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [0, 1, 2])
 def test_every_parameter_gets_a_gradient(version):
     model = text_model(attention_version=version)
     model(TEXTS).pooler_output.pow(3).sum().backward()
@@ -354,7 +369,7 @@ def test_every_parameter_gets_a_gradient(version):
         assert p.grad.abs().max() > 0, name
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [0, 1, 2])
 def test_compiles_without_graph_breaks(version):
     model = text_model(num_hidden_layers=1, attention_version=version)
     compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")

@@ -41,7 +41,7 @@ def _check_initialised(model):
 WIDE = {"hidden_size": 128, "intermediate_size": 256, "vocab_size": 200, "max_position_embeddings": 32}
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [0, 1, 2])
 @pytest.mark.parametrize("how", ["class", "config", "directory"])
 def test_initialisation(how, version, tmp_path, monkeypatch):
     config = text_config(**WIDE, attention_version=version)
@@ -98,7 +98,7 @@ def test_replaced_layers_are_freed():
     assert not any(reference() for reference in replaced)
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [0, 1, 2])
 def test_one_dtype_for_all_parameters(version, tmp_path):
     text_model(attention_version=version).save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)

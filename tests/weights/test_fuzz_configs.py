@@ -20,7 +20,7 @@ OUT_OF_RANGE = {
     "hidden_act": st.sampled_from(["", "GELU", None, 3, ["gelu"], {}]),
     "layer_norm_eps": st.sampled_from([-1e-5, math.nan, math.inf]) | NO_NUMBER,
     "attention_dropout": st.sampled_from([-0.1, 1.0, 2, math.nan]) | NO_NUMBER,
-    "attention_version": st.sampled_from([0, 3, 1.5, math.nan]) | NO_NUMBER,
+    "attention_version": st.sampled_from([-1, 3, 1.5, math.nan]) | NO_NUMBER,
     "lambda_init": st.sampled_from([-0.1, 1, 1.5, math.nan, math.inf, "Dynamic"]) | NO_NUMBER,
 }
 
@@ -28,7 +28,7 @@ OUT_OF_RANGE = {
 @st.composite
 def text_configs(draw: Any) -> dict[str, Any]:
     """Of small towers that can be built."""
-    version = draw(st.sampled_from([1, 2]))
+    version = draw(st.sampled_from([0, 1, 2]))
     heads = draw(st.integers(1, 3)) * (2 if version == 1 else 1)
     return {
         "model_type": "diffclip_text",

@@ -49,9 +49,10 @@ class DiffCLIPTextConfig(PretrainedConfig):
         num_attention_heads: the usual number of heads; in version 1 two of them make a differential pair, so even.
         max_position_embeddings: longest context.
         hidden_act: transformers' name of the activation, "quick_gelu" or "gelu" in CLIP.
-        attention_version: 1 for DiffCLIP's attention, 2 for :class:`DifferentialAttentionV2`.
-        lambda_init: a number in [0, 1), or "dynamic" for 0.8 - 0.6 exp(-0.3 l) in layer l (DiffCLIP*); version 2 has
-            none.
+        attention_version: 1 for DiffCLIP's attention, 2 for :class:`DifferentialAttentionV2`, 0 for timm's plain
+            ``Attention``.
+        lambda_init: a number in [0, 1), or "dynamic" for 0.8 - 0.6 exp(-0.3 l) in layer l (DiffCLIP*); only version
+            1 has one.
         attention_dropout: dropout on both attention maps.
         pad_token_id: read by open_clip's adapter for an attention mask, which has no effect on this model.
 
@@ -90,8 +91,8 @@ class DiffCLIPTextConfig(PretrainedConfig):
                 "max_position_embeddings": max_position_embeddings,
             }
         )
-        if type(attention_version) is not int or attention_version not in (1, 2):  # True is 1 too
-            raise ValueError(f"attention_version is {attention_version!r}; it must be 1 or 2")
+        if type(attention_version) is not int or attention_version not in (0, 1, 2):  # True is 1 too
+            raise ValueError(f"attention_version is {attention_version!r}; it must be 1 or 2, or 0 for plain attention")
         _check_activation(hidden_act)
         _check_number("layer_norm_eps", layer_norm_eps, 0.0, math.inf)
         _check_number("attention_dropout", attention_dropout, 0.0, 1.0)

@@ -10,7 +10,7 @@ from timm.layers import Attention
 from torch import nn
 from transformers import PreTrainedModel
 
-from diffclip_openclip.attention.reference import attention_map
+from diffclip_openclip.attention.reference import attention_bias, attention_map
 from diffclip_openclip.attention.v1 import DifferentialAttention
 from diffclip_openclip.attention.v2 import DifferentialAttentionV2
 
@@ -56,7 +56,8 @@ def weighted_maps(attention: nn.Module, x_BNC: torch.Tensor, is_causal: bool = F
         q_BNC, k_BNC, _ = attention.qkv(x_BNC).chunk(3, dim=-1)
         q_BhNd, k_BhNd = (part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in (q_BNC, k_BNC))
         q_BhNd, k_BhNd = attention.q_norm(q_BhNd), attention.k_norm(k_BhNd)
-        return attention_map(q_BhNd, k_BhNd, bias=None)
+        B, h, N, _ = q_BhNd.shape
+        return attention_map(q_BhNd, k_BhNd, attention_bias(None, is_causal, B, h, N, q_BhNd.dtype, q_BhNd.device))
     if not isinstance(attention, DifferentialAttention | DifferentialAttentionV2):
         raise ValueError(
             f"output_attentions is given, and {type(attention).__name__} has no attention maps to return; "

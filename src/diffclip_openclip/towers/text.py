@@ -2,7 +2,8 @@
 
 Registered with ``AutoConfig`` and ``AutoModel`` under ``model_type = "diffclip_text"``, which is how open_clip's
 ``HFTextEncoder`` builds it. Architecture: CLIP (arXiv 2103.00020, section 2.4), every attention layer differential
-(DiffCLIP, section 4.1), of either version.
+(DiffCLIP, section 4.1), of either version, or
+timm's plain attention as a control.
 
 Shape legend: B batch, N tokens, C hidden_size.
 """
@@ -15,6 +16,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from timm.layers import Attention as PlainAttention
 from torch import nn
 from transformers import AutoModel
 from transformers.activations import ACT2FN
@@ -99,8 +101,14 @@ class DiffCLIPTextMLP(nn.Module):
         return self.c_proj(self.act(self.c_fc(x_BNC)))
 
 
-def _attention(config: DiffCLIPTextConfig, depth: int) -> DifferentialAttention | DifferentialAttentionV2:
+def _attention(
+    config: DiffCLIPTextConfig, depth: int
+) -> DifferentialAttention | DifferentialAttentionV2 | PlainAttention:
     sizes = (config.hidden_size, config.num_attention_heads)
+    if config.attention_version == 0:
+        if config.hidden_size % config.num_attention_heads:  # of which timm has an assertion only
+            raise ValueError("dim is {} and num_heads {}; dim must be a multiple of num_heads".format(*sizes))
+        return PlainAttention(*sizes, qkv_bias=True, attn_drop=config.attention_dropout)
     if config.attention_version == 2:
         return DifferentialAttentionV2(*sizes, attn_drop=config.attention_dropout)
     return DifferentialAttention(
@@ -109,7 +117,7 @@ def _attention(config: DiffCLIPTextConfig, depth: int) -> DifferentialAttention 
 
 
 class DiffCLIPTextLayer(_NamesLayerNorms, GradientCheckpointingLayer, OpenClipBlock):
-    """Compute a pre-norm transformer block with causal differential attention.
+    """Compute a pre-norm transformer block with causal attention.
 
     Each linear layer carries the standard deviation of its initial weights as ``initial_std``
     (openai/CLIP@main:clip/model.py, initialize_parameters).

@@ -14,6 +14,7 @@ from diffclip_openclip import DifferentialAttention, DifferentialAttentionV2
 VERSION_2 = [name for name in diffclip_openclip.model_names() if name.startswith("DiffCLIP-V2-")]
 VERSION_1 = [name for name in diffclip_openclip.model_names() if name.startswith("DiffCLIP-") and name not in VERSION_2]
 BASELINES = [name for name in diffclip_openclip.model_names() if name.endswith("-baseline")]
+CONTROLS = [name for name in diffclip_openclip.model_names() if name.endswith(("-gated", "-half-heads"))]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,8 @@ def test_version_is_that_of_the_distribution():
 
 
 def test_every_model_name_is_known_to_open_clip():
-    assert len(VERSION_1) + len(VERSION_2) + len(BASELINES) == len(diffclip_openclip.model_names())
+    groups = (VERSION_1, VERSION_2, BASELINES, CONTROLS)
+    assert sorted(name for group in groups for name in group) == diffclip_openclip.model_names()
     assert set(diffclip_openclip.model_names()) <= set(open_clip.list_models())
 
 

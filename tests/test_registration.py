@@ -78,6 +78,7 @@ def test_names_are_those_of_the_design():
     expected = {f"DiffCLIP-{size}" for size in sizes} | {f"CLIP-{size}-baseline" for size in sizes}
     expected |= {f"DiffCLIP-{size}-{variant}" for size in ("B-16", "nano") for variant in ("vision", "dynamic")}
     expected |= {"DiffCLIP-V2-B-16", "DiffCLIP-V2-nano"}
+    expected |= {f"CLIP-{size}-{control}" for size in ("B-16", "nano") for control in ("gated", "half-heads")}
     expected |= {f"DiffCLIP-V2-ViT-{size}{act}" for size in ("B-32", "B-16", "L-14") for act in ("", "-quickgelu")}
     assert set(diffclip_openclip.model_names()) == expected
     assert expected <= set(open_clip.list_models())

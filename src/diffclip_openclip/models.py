@@ -6,8 +6,10 @@ from typing import NamedTuple
 TRUNK = "visual.trunk."  # timm's image tower
 TEXT_TOWER = "text.transformer."  # transformers' text tower, or the blocks of open_clip's own
 
-# what weights do not tell: lambda_init in version 1 of the attention, the activation in OpenAI's towers with version 2
-VARIANTS = ("static", "dynamic", "gelu", "quickgelu")
+# what weights do not tell: lambda_init in version 1 of the attention, the activation in OpenAI's towers with version 2,
+# the number of heads of plain attention
+HALF_HEADS = "half-heads"
+VARIANTS = ("static", "dynamic", "gelu", "quickgelu", HALF_HEADS)
 
 
 class Size(NamedTuple):
@@ -39,14 +41,18 @@ class Kind(NamedTuple):
     version: int  # of the differential attention; 0 if it is plain
     variant: str | None  # one of VARIANTS; None where nothing has to be told
     sizes: tuple[str, ...] = tuple(SIZES)
+    heads_divisor: int = 1  # how many of a size's heads are one of this kind's
 
 
+_CONTROL_SIZES = ("nano_patch12", "base_patch16")  # those that models are compared at
 KINDS = {
     "diffclip": Kind(1, "static"),
     "diffclip_dynamic": Kind(1, "dynamic"),
     "diffclip_v2": Kind(2, None),
     "clip_diffclip_v2": Kind(2, "gelu", _OPENAI_SIZES),
     "clip_quickgelu_diffclip_v2": Kind(2, "quickgelu", _OPENAI_SIZES),
+    "gated": Kind(0, None, _CONTROL_SIZES),
+    "half_heads": Kind(0, HALF_HEADS, _CONTROL_SIZES, heads_divisor=2),
     "plain": Kind(0, "static"),  # has no lambda_init, so that saying "static" is as good as saying nothing
 }
 
@@ -102,6 +108,10 @@ MODELS = {
     "CLIP-B-16-baseline": Model("CLIP"),
     "CLIP-L-14-baseline": Model("CLIP"),
     "CLIP-H-14-baseline": Model("CLIP"),
+    "CLIP-nano-gated": Model(None, "CLIP-nano-baseline"),
+    "CLIP-nano-half-heads": Model(None, "CLIP-nano-baseline"),
+    "CLIP-B-16-gated": Model(None, "CLIP-B-16-baseline"),
+    "CLIP-B-16-half-heads": Model(None, "CLIP-B-16-baseline"),
     "DiffCLIP-nano": Model("DiffCLIP", "CLIP-nano-baseline"),
     "DiffCLIP-nano-dynamic": Model("DiffCLIP*", "CLIP-nano-baseline"),
     "DiffCLIP-nano-vision": Model("DiffCLIP†", "CLIP-nano-baseline"),

@@ -24,6 +24,7 @@ from diffclip_openclip import model_names
 from diffclip_openclip.data import catalog
 from diffclip_openclip.evaluation import results
 from diffclip_openclip.extras import require
+from diffclip_openclip.models import MODELS
 from diffclip_openclip.report.paper import find_row, load_paper
 from diffclip_openclip.weights import spec
 
@@ -151,12 +152,8 @@ def test_parameters_of_every_model():
         if not more:
             assert name.endswith("-baseline")
             continue
-        plain = re.sub(r"DiffCLIP-V2-(ViT-\w-\d+).*|DiffCLIP-(?:V2-)?(nano|\w-\d+).*", _plain_name, name)
+        plain = MODELS[name].baseline or re.sub(r"DiffCLIP-V2-(ViT-\w-\d+).*", r"\1", name)
         assert int(more) == counts[name] - (counts[plain] if plain in counts else _count(_on_meta(plain))), name
-
-
-def _plain_name(match: re.Match) -> str:
-    return match[1] or f"CLIP-{match[2]}-baseline"
 
 
 def test_sizes():

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from open_clip.hf_model import HFTextEncoder
 from open_clip.transformer import QuickGELU, TextTransformer
 from support.text_towers import END, END_OF_TEXT, START, TEXTS, name_to_open_clip, same_weights, text_config, text_model
-from timm.layers import Attention as PlainAttention
 from transformers import AutoConfig, AutoModel
 
 from diffclip_openclip import (
@@ -20,6 +19,7 @@ from diffclip_openclip import (
 )
 from diffclip_openclip.explain.attention_formulas import write_out
 from diffclip_openclip.registration import config_dir
+from diffclip_openclip.towers.blocks import GatedAttention, PlainAttention
 from diffclip_openclip.weights.layouts import from_openai
 
 
@@ -79,7 +79,16 @@ def test_bad_attention_version_is_refused(version):
     assert repr(version) in str(error.value)
 
 
+@pytest.mark.parametrize(("version", "gate"), [(1, True), (2, True), (0, 1), (0, None)])
+def test_a_gate_is_of_version_0_alone(version, gate):
+    with pytest.raises(ValueError, match=f"attention_gate is {gate} with attention_version {version}; it must be"):
+        text_config(attention_version=version, attention_gate=gate)
+
+
 def test_attention_version_decides_the_class():
+    assert [type(layer.attn) for layer in text_model(attention_version=0, attention_gate=True).layers] == [
+        GatedAttention
+    ] * 3
     for version, attention in enumerate((PlainAttention, DifferentialAttention, DifferentialAttentionV2)):
         model = text_model(attention_version=version, attention_dropout=0.25)
         assert [type(layer.attn) for layer in model.layers] == [attention] * 3

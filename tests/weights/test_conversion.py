@@ -216,7 +216,7 @@ def test_a_run_of_a_model_that_is_not_here_needs_its_variant_said(name, tmp_path
     assert same_function(load_directory(out), _model("DiffCLIP-nano-dynamic"))
 
 
-@pytest.mark.parametrize("name", ["CLIP-nano-baseline", "DiffCLIP-V2-nano"])
+@pytest.mark.parametrize("name", ["CLIP-nano-baseline", "DiffCLIP-V2-nano", "CLIP-nano-gated"])
 def test_a_model_that_is_not_here_but_whose_weights_say_all(name, tmp_path):
     checkpoint = write_run(tmp_path / "run", _model(name), "my-own-model")
     assert main(["convert", str(checkpoint), str(tmp_path / "OUT")]) == 0
@@ -237,6 +237,36 @@ def test_siglip_run_keeps_its_bias(tmp_path):
     torch.save({"state_dict": model.state_dict()}, tmp_path / "siglip.pt")
     assert main(["convert", str(tmp_path / "siglip.pt"), str(tmp_path / "OUT"), "--preprocess", "openai"]) == 0
     assert load_directory(tmp_path / "OUT").logit_bias.item() == -10.0
+
+
+def test_the_number_of_heads_is_told_said_or_noted(tmp_path, capsys):
+    """It is in no weight: a run's model tells it, or an option does; else the usual one is taken, aloud."""
+    model = _model("CLIP-nano-half-heads")
+    of_run, out = write_run(tmp_path / "run", model, "CLIP-nano-half-heads"), tmp_path / "OUT"
+    assert main(["convert", str(of_run), str(out)]) == 0
+    assert "number of heads" not in capsys.readouterr().out
+    assert same_function(load_directory(out), model)
+    torch.save(model.state_dict(), tmp_path / "bare.pt")
+    for arguments, is_right in ((["--variant", "half-heads"], True), ([], False)):
+        command = ["convert", str(tmp_path / "bare.pt"), str(out), "--preprocess", "openai", "--overwrite"]
+        assert main([*command, *arguments]) == 0
+        assert ("weights do not tell the number of heads" in capsys.readouterr().out) != is_right
+        assert same_function(load_directory(out), model) == is_right
+
+
+@pytest.mark.parametrize("name", ["CLIP-nano-gated", "CLIP-nano-half-heads"])
+def test_controls_are_not_in_the_authors_layout(name, tmp_path, capsys):
+    checkpoint = write_run(tmp_path / "run", _model(name), name)
+    assert main(["convert", str(checkpoint), str(tmp_path / "OUT.pt"), "--to", "reference"]) == 2
+    assert "which the authors' layout does not" in capsys.readouterr().err
+
+
+def test_plain_attention_in_a_text_tower_of_another_size_is_refused(tmp_path, capsys):
+    weights = _model("CLIP-nano-gated").state_dict()
+    weights = {key: tensor for key, tensor in weights.items() if not key.startswith("text.transformer.layers.1.")}
+    torch.save(weights, tmp_path / "bare.pt")
+    assert main(["convert", str(tmp_path / "bare.pt"), str(tmp_path / "OUT"), "--preprocess", "slip"]) == 2
+    assert "plain attention, whose number of heads weights do not tell" in capsys.readouterr().err
 
 
 def test_a_bare_checkpoint_must_have_its_preprocessing_said(tmp_path, capsys):

@@ -135,7 +135,7 @@ def _of_timm(
     if rope is not None:
         q, k = (_rotated(attention, part, rope).type_as(v) for part in (q, k))
     k, v = (part.repeat_interleave(q.shape[1] // part.shape[1], dim=1) for part in (k, v))
-    gate = getattr(attention, "gate", None)  # timm 1.0.26 has none yet
+    gate = getattr(attention, "gate", None)  # EvaAttention has none
 
     def output(out_BhNd: Tensor) -> Tensor:
         out_BNC = attention.norm(_joined(out_BhNd))

@@ -51,6 +51,7 @@ class DiffCLIPTextConfig(PretrainedConfig):
         hidden_act: transformers' name of the activation, "quick_gelu" or "gelu" in CLIP.
         attention_version: 1 for DiffCLIP's attention, 2 for :class:`DifferentialAttentionV2`, 0 for timm's plain
             ``Attention``.
+        attention_gate: multiply the attention's output by sigmoid(gate(x)), elementwise; version 0 alone has a gate.
         lambda_init: a number in [0, 1), or "dynamic" for 0.8 - 0.6 exp(-0.3 l) in layer l (DiffCLIP*); only version
             1 has one.
         attention_dropout: dropout on both attention maps.
@@ -74,6 +75,7 @@ class DiffCLIPTextConfig(PretrainedConfig):
         layer_norm_eps: float = 1e-5,
         attention_dropout: float = 0.0,
         attention_version: int = 1,
+        attention_gate: bool = False,
         lambda_init: float | str = LAMBDA_INIT,
         pad_token_id: int = 0,
         bos_token_id: int = 49406,
@@ -93,6 +95,11 @@ class DiffCLIPTextConfig(PretrainedConfig):
         )
         if type(attention_version) is not int or attention_version not in (0, 1, 2):  # True is 1 too
             raise ValueError(f"attention_version is {attention_version!r}; it must be 1 or 2, or 0 for plain attention")
+        if type(attention_gate) is not bool or (attention_gate and attention_version != 0):
+            raise ValueError(
+                f"attention_gate is {attention_gate!r} with attention_version {attention_version}; it must be "
+                "False, or True with version 0"
+            )
         _check_activation(hidden_act)
         _check_number("layer_norm_eps", layer_norm_eps, 0.0, math.inf)
         _check_number("attention_dropout", attention_dropout, 0.0, 1.0)
@@ -107,6 +114,7 @@ class DiffCLIPTextConfig(PretrainedConfig):
         self.layer_norm_eps = layer_norm_eps
         self.attention_dropout = attention_dropout
         self.attention_version = attention_version
+        self.attention_gate = attention_gate
         self.lambda_init = lambda_init
         kwargs |= {"pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
         super().__init__(**kwargs)

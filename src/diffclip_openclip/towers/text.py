@@ -16,7 +16,6 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention as PlainAttention
 from torch import nn
 from transformers import AutoModel
 from transformers.activations import ACT2FN
@@ -26,7 +25,7 @@ from transformers.utils import can_return_tuple
 
 from diffclip_openclip.attention.v1 import DifferentialAttention
 from diffclip_openclip.attention.v2 import DifferentialAttentionV2
-from diffclip_openclip.towers.blocks import OpenClipBlock
+from diffclip_openclip.towers.blocks import GatedAttention, OpenClipBlock, PlainAttention
 from diffclip_openclip.towers.configs import DiffCLIPTextConfig
 from diffclip_openclip.towers.folders import check_named_to_open_clip, has_no_weights
 from diffclip_openclip.towers.pretrained import DiffCLIPPreTrainedModel, device_of_new_parameters, weighted_maps
@@ -106,9 +105,8 @@ def _attention(
 ) -> DifferentialAttention | DifferentialAttentionV2 | PlainAttention:
     sizes = (config.hidden_size, config.num_attention_heads)
     if config.attention_version == 0:
-        if config.hidden_size % config.num_attention_heads:  # of which timm has an assertion only
-            raise ValueError("dim is {} and num_heads {}; dim must be a multiple of num_heads".format(*sizes))
-        return PlainAttention(*sizes, qkv_bias=True, attn_drop=config.attention_dropout)
+        plain = GatedAttention if config.attention_gate else PlainAttention
+        return plain(*sizes, qkv_bias=True, attn_drop=config.attention_dropout)
     if config.attention_version == 2:
         return DifferentialAttentionV2(*sizes, attn_drop=config.attention_dropout)
     return DifferentialAttention(
@@ -132,6 +130,8 @@ class DiffCLIPTextLayer(_NamesLayerNorms, GradientCheckpointingLayer, OpenClipBl
         width_std = config.hidden_size**-0.5
         residual_std = width_std * (2 * config.num_hidden_layers) ** -0.5
         cast(Any, self.attn.qkv).initial_std = width_std
+        if config.attention_gate:
+            cast(Any, self.attn).gate.initial_std = width_std
         cast(Any, self.attn.proj).initial_std = residual_std
         cast(Any, self.mlp.c_fc).initial_std = (2 * config.hidden_size) ** -0.5
         cast(Any, self.mlp.c_proj).initial_std = residual_std

@@ -4,7 +4,9 @@ The towers are stock ``timm.models.VisionTransformer`` objects built through its
 arguments, so everything that timm does with a ViT works on them. All have a class token and a learned position
 embedding. DiffCLIP's follow the authors' image tower (paper, section 4.1): no pre-norm, LayerNorm eps 1e-5, GELU. Those
 with version 2 attention are in everything else timm's ViT (``vit_*``: no pre-norm, eps 1e-6) or timm's OpenAI tower
-(``vit_*_clip_*``: pre-norm, eps 1e-5), so that they can start from a plain tower's weights.
+(``vit_*_clip_*``: pre-norm, eps 1e-5), so that they can start from a plain tower's weights. Two plain
+towers are controls in comparisons: ``gated`` has timm's sigmoid gate on the attention's output (arXiv 2505.06708),
+``half_heads`` as many heads as DiffCLIP's has pairs.
 """
 
 from functools import partial
@@ -27,8 +29,8 @@ from torch import nn
 
 from diffclip_openclip.attention.v1 import DYNAMIC, LAMBDA_INIT, DifferentialAttention, resolve_lambda_init
 from diffclip_openclip.attention.v2 import DifferentialAttentionV2
-from diffclip_openclip.models import SIZES, TOWERS, Tower
-from diffclip_openclip.towers.blocks import OpenClipBlock
+from diffclip_openclip.models import KINDS, SIZES, TOWERS, Tower
+from diffclip_openclip.towers.blocks import GatedAttention, OpenClipBlock, PlainAttention
 
 __all__: list[str] = []  # timm's register_model appends the towers' names
 
@@ -102,6 +104,9 @@ _BUILDS = {
     "diffclip_v2": _Build(_V2, _SLIP),
     "clip_diffclip_v2": _Build(_CLIP_V2, _OPENAI),
     "clip_quickgelu_diffclip_v2": _Build(_CLIP_V2 | {"act_layer": "quick_gelu"}, _OPENAI),
+    # the gate's C x C weights are taken from the MLP, whose two layers have 4 C x C each
+    "gated": _Build({"attn_layer": GatedAttention, "block_fn": Block, "mlp_ratio": 3.5}, _SLIP),
+    "half_heads": _Build({"attn_layer": PlainAttention, "block_fn": Block}, _SLIP),
     "plain": _Build({}, _SLIP),
 }
 
@@ -128,7 +133,7 @@ def _create(tower: Tower, pretrained: bool, **kwargs: Any) -> VisionTransformer:
         "patch_size": measures.patch_size,
         "embed_dim": measures.embed_dim,
         "depth": measures.depth,
-        "num_heads": measures.num_heads,
+        "num_heads": measures.num_heads // KINDS[tower.kind].heads_divisor,
         "num_classes": 0,
     }
     return build_model_with_cfg(

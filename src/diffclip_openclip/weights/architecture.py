@@ -8,11 +8,12 @@ from typing import Any
 
 import open_clip
 import torch
+from transformers import AutoModel
 from transformers.utils import CONFIG_NAME
 
 from diffclip_openclip.attention.v1 import DYNAMIC, LAMBDA_INIT
 from diffclip_openclip.files import read_json
-from diffclip_openclip.models import KINDS, SIZES, TEXT_TOWER, TOWERS, TRUNK, find_tower
+from diffclip_openclip.models import HALF_HEADS, KINDS, SIZES, TEXT_TOWER, TOWERS, TRUNK, find_tower
 from diffclip_openclip.registration import model_names
 from diffclip_openclip.towers.configs import DiffCLIPTextConfig
 from diffclip_openclip.weights.foreign import check_runs_nothing, check_sizes, loading_errors
@@ -41,15 +42,16 @@ class Architecture:
     @property
     def version(self) -> int:
         """Return the version of the image tower's differential attention, 0 for a plain tower."""
-        return KINDS[self._kind].version
+        return KINDS[self.kind].version
 
     @property
     def variant(self) -> str | None:
         """Return what weights do not tell, one of ``models.VARIANTS``; None where there is nothing to tell."""
-        return KINDS[self._kind].variant
+        return KINDS[self.kind].variant
 
     @property
-    def _kind(self) -> str:
+    def kind(self) -> str:
+        """Return the image tower's kind, a key of ``models.KINDS``."""
         return TOWERS[self.tower].kind if self.tower in TOWERS else "plain"
 
 
@@ -98,19 +100,20 @@ def recognize(state_dict: Mapping[str, torch.Tensor], variant: str | None = None
 
     Args:
         variant: what weights do not tell: "static" (the default) or "dynamic" lambda_init for differential attention,
-            "gelu" or "quickgelu" for V2 in OpenAI's layout.
+            "gelu" or "quickgelu" for V2 in OpenAI's layout, "half-heads" for plain attention with half the usual heads.
 
     Raises:
-        ValueError: no tower of that size exists, or the variant is needed and missing.
+        ValueError: no tower of that size exists, the variant is needed and missing, or no packaged model tells the
+            number of heads.
     """
     image = recognize_image_tower(state_dict, variant, TRUNK)
     model_cfg: dict[str, Any] = {"embed_dim": _size(state_dict, "visual.head.proj.weight", 0)}
     if f"{TEXT_TOWER}layers.0.attn.proj.weight" in state_dict:
-        text_config = _differential_text(state_dict, variant)
+        text_config = _own_text(state_dict, variant)
         text_cfg = _adapter_config(text_config)
     else:
         text_config = None
-        text_cfg = _plain_text(state_dict)
+        text_cfg = _plain_text(state_dict, variant)
         model_cfg |= {"quick_gelu": True, "custom_text": True}
     return Architecture(model_cfg | {"vision_cfg": image, "text_cfg": text_cfg}, text_config)
 
@@ -169,15 +172,19 @@ def _image_kind(state_dict: Mapping[str, torch.Tensor], variant: str | None, pre
         return "clip_diffclip_v2" if variant == "gelu" else "clip_quickgelu_diffclip_v2"
     if f"{prefix}blocks.0.attn.lambda_q1" in state_dict:
         return "diffclip_dynamic" if variant == "dynamic" else "diffclip"
-    return "plain"
+    if f"{prefix}blocks.0.attn.gate.weight" in state_dict:
+        return "gated"
+    return "half_heads" if variant == HALF_HEADS else "plain"
 
 
-def _differential_text(state_dict: Mapping[str, torch.Tensor], variant: str | None) -> dict[str, Any]:
+def _own_text(state_dict: Mapping[str, torch.Tensor], variant: str | None) -> dict[str, Any]:
     first = f"{TEXT_TOWER}layers.0."
     hidden_size = _size(state_dict, f"{first}attn.proj.weight", 0)
     if f"{first}attn.lambda_proj.weight" in state_dict:
         kind: dict[str, Any] = {"attention_version": 2, "hidden_act": "gelu" if variant == "gelu" else "quick_gelu"}
         num_heads = _size(state_dict, f"{first}attn.lambda_proj.weight", 0)
+    elif f"{first}attn.lambda_q1" not in state_dict:
+        return _text_without_lambda(state_dict)
     else:
         kind = {"lambda_init": DYNAMIC if variant == "dynamic" else LAMBDA_INIT}
         num_heads = hidden_size // _size(state_dict, f"{first}attn.lambda_q1", 0)
@@ -191,6 +198,22 @@ def _differential_text(state_dict: Mapping[str, torch.Tensor], variant: str | No
         **kind,
     )
     return _text_json(config)
+
+
+def _text_without_lambda(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Return the config of the packaged model whose text tower of plain attention has these keys and shapes."""
+    own = {key: tensor.shape for key, tensor in state_dict.items() if key.startswith(TEXT_TOWER)}
+    for name in model_names():
+        config = packaged_architecture(name).text_config
+        if config and config.get("attention_version") == 0:
+            with torch.device("meta"):
+                tower = AutoModel.from_config(DiffCLIPTextConfig.from_dict(config))
+            if {f"{TEXT_TOWER}{key}": tensor.shape for key, tensor in tower.state_dict().items()} == own:
+                return config
+    raise ValueError(
+        "the text tower has plain attention, whose number of heads weights do not tell, and is of no packaged model's "
+        "size; give a model directory, or NAME,FILE with the model's name"
+    )
 
 
 def _text_json(config: DiffCLIPTextConfig) -> dict[str, Any]:
@@ -211,7 +234,7 @@ def _adapter_config(text_config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _plain_text(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def _plain_text(state_dict: Mapping[str, torch.Tensor], variant: str | None) -> dict[str, Any]:
     vocab_size, width = _shape(state_dict, "text.token_embedding.weight", 2)
     text_cfg = {
         "context_length": _size(state_dict, "text.positional_embedding", 0),
@@ -220,10 +243,12 @@ def _plain_text(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         "layers": depth_of(state_dict, f"{TEXT_TOWER}resblocks."),
     }
     for name in model_names():  # a packaged tower of that size knows its number of heads
-        packaged = packaged_architecture(name).model_cfg["text_cfg"]
-        if packaged.items() >= text_cfg.items() and "heads" in packaged:
+        architecture = packaged_architecture(name)
+        packaged, is_half = architecture.model_cfg["text_cfg"], architecture.variant == HALF_HEADS
+        if packaged.items() >= text_cfg.items() and "heads" in packaged and is_half == (variant == HALF_HEADS):
             return packaged
-    return text_cfg | {"heads": width // _STANDARD_HEAD_DIM}
+    heads = width // _STANDARD_HEAD_DIM
+    return text_cfg | {"heads": heads // 2 if variant == HALF_HEADS else heads}
 
 
 def _shape(state_dict: Mapping[str, torch.Tensor], key: str, num_dims: int) -> torch.Size:

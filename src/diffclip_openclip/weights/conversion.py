@@ -6,7 +6,7 @@ from pathlib import Path
 from open_clip.constants import HF_CONFIG_NAME
 
 from diffclip_openclip.files import check_place, staged
-from diffclip_openclip.models import TRUNK
+from diffclip_openclip.models import HALF_HEADS, TRUNK
 from diffclip_openclip.weights.card import model_card
 from diffclip_openclip.weights.checkpoint import StateDict, read_checkpoint, save_safetensors, save_torch
 from diffclip_openclip.weights.directory import MODEL_DIRECTORY, PREPROCESS, read_config, write_directory, write_place
@@ -98,6 +98,10 @@ def _to_file(source: Source, out: Path, to: str, overwrite: bool) -> list[str]:
     else:
         if source.architecture.version == 2:
             raise ValueError(f"{source.label} has V2 attention, which the authors' layout does not know")
+        if source.architecture.variant == HALF_HEADS:
+            raise ValueError(f"{source.label} has half the usual heads, which the authors' layout does not tell")
+        if source.architecture.kind == "gated":
+            raise ValueError(f"{source.label} has gated attention, which the authors' layout does not know")
         weights = to_reference(source.state_dict)
         note = f"{out} holds {len(weights)} tensors in the authors' layout"
     with staged(out, overwrite) as new:

@@ -10,7 +10,7 @@ from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
 
 from diffclip_openclip.attention.v1 import DYNAMIC, LAMBDA_INIT
 from diffclip_openclip.files import sha256
-from diffclip_openclip.models import TRUNK
+from diffclip_openclip.models import HALF_HEADS, KINDS, TOWERS, TRUNK
 from diffclip_openclip.registration import model_names
 from diffclip_openclip.weights import hub
 from diffclip_openclip.weights.architecture import (
@@ -126,7 +126,8 @@ def _from_file(path: Path, variant: str | None, named: Architecture | None = Non
         architecture = _trained(path, run, state_dict, variant, named)
         if "logit_bias" in state_dict:  # trained with --siglip; the config's value is only where training starts
             architecture.model_cfg["init_logit_bias"] = float(state_dict["logit_bias"])
-        return Source(str(path), digest, state_dict, architecture, run.preprocess_cfg, layout)
+        notes = [] if named or variant or _architecture_of_run(run) else _guesses(architecture)
+        return Source(str(path), digest, state_dict, architecture, run.preprocess_cfg, layout, notes)
     if layout is Layout.TIMM and named is None:
         return _from_image_tower(str(path), digest, state_dict, variant)
     if layout is Layout.OPENAI:
@@ -135,6 +136,16 @@ def _from_file(path: Path, variant: str | None, named: Architecture | None = Non
         f"{path} is no CLIP in the authors', SLIP's, open_clip's or timm's layout; it holds {len(state_dict)} tensors, "
         f"among them {', '.join(sorted(state_dict)[:3])}"
     )
+
+
+def _guesses(architecture: Architecture) -> list[str]:
+    """Return what was taken for granted of a model that is recognized by its weights alone."""
+    tower = TOWERS.get(architecture.tower)
+    if tower is None or tower.kind != "plain" or tower.size not in KINDS["half_heads"].sizes:
+        return []
+    return [
+        f"weights do not tell the number of heads: taken for the usual one; --variant {HALF_HEADS} takes half of it"
+    ]
 
 
 def _from_image_tower(label: str, digest: str, state_dict: StateDict, variant: str | None) -> Source:

@@ -38,8 +38,8 @@ def prepare_environment() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def train(model: str, runs: Path, epochs: int, seed: int = 0) -> Path:
-    """Train ``model`` with open_clip's trainer; returns its checkpoint."""
+def training_command(model: str, runs: Path, epochs: int, seed: int = 0) -> list[str]:
+    """Return the command that trains ``model`` with open_clip's trainer, into the folder ``runs/model``."""
     shards = DATA / "{train/noto,train/twemoji,train-openmoji/openmoji}.tar"
     command = [sys.executable, "-m", "open_clip_train.main", "--model", model, "--name", model, "--logs", str(runs)]
     command += ["--dataset-type", "webdataset", "--train-data", str(shards), "--workers", "1"]
@@ -48,7 +48,12 @@ def train(model: str, runs: Path, epochs: int, seed: int = 0) -> Path:
     # crops and colours vary, since vendors differ in them
     command += ["--aug-cfg", "scale=(0.6,1.0)", "color_jitter=(0.4,0.4,0.4,0)", "color_jitter_prob=0.5"]
     command += ["gray_scale_prob=0.2", "--log-every-n-steps", "10", "--save-most-recent", "--save-frequency", "0"]
-    run([*command, "--resume", "latest"])
+    return [*command, "--resume", "latest"]
+
+
+def train(model: str, runs: Path, epochs: int, seed: int = 0) -> Path:
+    """Train ``model`` and return its checkpoint."""
+    run(training_command(model, runs, epochs, seed))
     return runs / model / "checkpoints" / "epoch_latest.pt"
 
 

@@ -34,7 +34,7 @@ class Job:
 
     spec: str  # the model, as the command line names it
     label: str  # the model's name in tables
-    provenance: Mapping[str, Any]  # the run that the checkpoint is from and its epoch, where they are known
+    provenance: Mapping[str, Any]  # the run that the checkpoint is from, its epoch and seed, where they are known
     data_set: DataSet  # the data set, with the tasks that are wanted
     location: Location
 
@@ -92,7 +92,10 @@ def _checkpoints(text: str) -> Iterator[_Checkpoint]:
 def _provenance(spec: ModelSpec) -> dict[str, Any]:
     if spec.checkpoint is None:
         return {}
-    known = {"run": TrainingRun.of_checkpoint(spec.checkpoint).name, "epoch": epoch_of(spec.checkpoint)}
+    run = TrainingRun.of_checkpoint(spec.checkpoint)
+    seed = run.params.get("seed")
+    known = {"run": run.name, "epoch": epoch_of(spec.checkpoint)}
+    known["training_seed"] = seed if isinstance(seed, int) else None
     return {name: value for name, value in known.items() if value not in ("", None)}
 
 

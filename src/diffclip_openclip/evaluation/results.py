@@ -71,6 +71,7 @@ FIELDS: Mapping[str, _Field] = {
     # The training run that a checkpoint is from, and its epoch, where they are known.
     "run": _Field(_STRING_OR_NULL),
     "epoch": _Field(_WHOLE_OR_NULL),
+    "training_seed": _Field(_WHOLE_OR_NULL),  # the trainer's --seed
     # Settings that the metrics depend on.
     "precision": _Field(_STRING, required=True),
     "seed": _Field(_WHOLE_OR_NULL),
@@ -157,7 +158,7 @@ def write(
         seconds: how long computing took.
         images: the number of images that it is of, by split.
         captions: likewise, in retrieval.
-        provenance: the fields ``run`` and ``epoch``, where they are known.
+        provenance: the fields ``run``, ``epoch`` and ``training_seed``, where they are known.
     """
     path = identity.path(results)
     path.parent.mkdir(parents=True, exist_ok=True)

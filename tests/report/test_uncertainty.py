@@ -4,14 +4,20 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp, ttest_rel
 from support.report_results import outcomes
 
 from diffclip_openclip.report.uncertainty import (
+    Difference,
     Interval,
+    detectable,
+    holm,
     mean_interval,
     outcomes_interval,
     paired_difference,
     runs_difference,
+    runs_interval,
+    seeds_difference,
     share_interval,
     unrelated_difference,
 )
@@ -131,3 +137,40 @@ def test_training_runs():
 def test_runs_of_equal_scores_raise_no_warning(recwarn):
     assert runs_difference((20, 20, 20), (20, 26.7, 33.3)).within_noise
     assert not recwarn.list
+
+
+def test_runs_of_the_same_seeds():
+    """Compare with Student's formula worked by hand (differences 1, 2, 3: t = 2 / sqrt(1/3)), and with scipy."""
+    own, base = (3.0, 5.0, 4.0), (2.0, 3.0, 1.0)
+    found = seeds_difference(own, base)
+    assert found.p == pytest.approx(0.074180, abs=1e-6)
+    assert found.half == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+    assert (found.p, found.df, found.by_seed) == (ttest_rel(own, base).pvalue, 2, True)
+    interval = ttest_1samp([1, 2, 3], 0).confidence_interval()
+    assert runs_interval([1, 2, 3]) == Interval(*map(pytest.approx, interval))
+    assert seeds_difference((3,), (1,)) is None
+    assert not seeds_difference((3, 4), (2, 3)).within_noise  # better by the same with each seed
+    assert seeds_difference((3, 4), (3, 4)).within_noise
+
+
+def test_holms_correction():
+    """Of the four p-values that Wikipedia's article on the method works through, and where a cap and a tie matter."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.5]) == [1.0, 1.0]
+    assert holm([0.02, 0.02]) == [0.04, 0.04]
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize(("effect", "runs"), [(0.5, 34), (0.8, 15)])
+def test_power_is_the_textbooks(effect, runs):
+    """So many pairs find an effect of so many standard deviations with a power of 80 %: Cohen's tables, and G*Power."""
+    found = [detectable(_of_unit_deviation(n)) for n in (runs - 1, runs)]
+    assert found[0] > effect > found[1]
+    assert detectable(_of_unit_deviation(runs), comparisons=6) > found[1]
+    assert detectable(Difference(1.0, 0.5)) is None
+
+
+def _of_unit_deviation(runs):
+    values = np.random.default_rng(0).normal(size=runs)
+    values = (values - values.mean()) / values.std(ddof=1)
+    return seeds_difference(values, np.zeros(runs))

@@ -17,11 +17,12 @@ from diffclip_openclip.report.remarks import remarks
 from diffclip_openclip.report.table_formats import csv_text, markdown
 from diffclip_openclip.report.table_layouts import LAYOUTS, OTHER_NAME
 from diffclip_openclip.report.tables import SIZES_NAME, make_tables
+from diffclip_openclip.report.training_runs import RUNS_NAME, make_runs_table
 
 _TABLE_FORMATS = {"md": markdown, "csv": csv_text, "tex": latex}
 _FIGURE_NAMES = ("figure?", EPOCHS_NAME, OTHERS_NAME)
 _FIGURE_FILES = tuple(f"{name}{ending}" for name in _FIGURE_NAMES for ending in FIGURE_ENDINGS)
-_TABLE_NAMES = (*(layout.name for layout in LAYOUTS), OTHER_NAME, SIZES_NAME)
+_TABLE_NAMES = (*(layout.name for layout in LAYOUTS), OTHER_NAME, SIZES_NAME, RUNS_NAME)
 _REPORT = Folder(
     "a report",
     (
@@ -64,7 +65,9 @@ def report(
     models = group_runs(last_checkpoints(all_models, named), group)
     rows = load_paper()
     paper, ours = paper_entries(rows), our_entries(models, rows, match=match, baseline=baseline)
-    tables, figures = make_tables(paper, ours, models), make_figures(paper, ours, checkpoints_of(all_models))
+    runs_table = make_runs_table(ours)
+    tables = [*make_tables(paper, ours, models), *([runs_table] if runs_table else [])]
+    figures = make_figures(paper, ours, checkpoints_of(all_models))
     said = remarks(models, ours)
     with staged(output, overwrite, _REPORT) as new:
         for folder in (new, new / "tables", new / "figures"):

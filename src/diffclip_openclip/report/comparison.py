@@ -6,7 +6,13 @@ from dataclasses import dataclass, replace
 from diffclip_openclip.models import MODELS
 from diffclip_openclip.report.evaluated_models import EvaluatedModel
 from diffclip_openclip.report.paper import PaperRow, Score, find_row, paper_key
-from diffclip_openclip.report.uncertainty import Difference, paired_difference, runs_difference, unrelated_difference
+from diffclip_openclip.report.uncertainty import (
+    Difference,
+    paired_difference,
+    runs_difference,
+    seeds_difference,
+    unrelated_difference,
+)
 
 OTHER = "other"  # the family of a model that the paper has no counterpart of
 
@@ -43,7 +49,7 @@ class Entry:
         if not own or not base or difference is None:
             return None
         if own.runs or base.runs:
-            return runs_difference(own.runs, base.runs)
+            return _between_runs(own, base)
         if paired := paired_difference(own.outcomes, base.outcomes):
             return paired
         return unrelated_difference(difference, own.interval, base.interval) if own.interval and base.interval else None
@@ -56,6 +62,14 @@ class Entry:
         if other is None or key not in self.scores or other_key not in other.scores:
             return None
         return self.scores[key].value - other.scores[other_key].value
+
+
+def _between_runs(own: Score, base: Score) -> Difference | None:
+    """Compare seed by seed where both models were trained with the same seeds."""
+    if own.seeds and set(own.seeds) == set(base.seeds):
+        of_base = dict(zip(base.seeds, base.runs, strict=True))
+        return seeds_difference(own.runs, [of_base[seed] for seed in own.seeds])
+    return runs_difference(own.runs, base.runs)
 
 
 def paper_entries(rows: Mapping[str, PaperRow]) -> dict[str, Entry]:

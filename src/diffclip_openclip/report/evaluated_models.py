@@ -207,13 +207,20 @@ def _mean_of_runs(name: str, runs: Sequence[EvaluatedModel]) -> EvaluatedModel:
         precisions.pop() if len(precisions) == 1 else None,
         None,
         tuple(result for run in runs for result in run.results),
-        {key: _mean_score([run.scores[key] for run in runs]) for key in keys},
+        {key: _mean_score([run.scores[key] for run in runs], _training_seeds(runs)) for key in keys},
         tuple(run.name for run in runs),
     )
 
 
-def _mean_score(scores: Sequence[Score]) -> Score:
+def _training_seeds(runs: Sequence[EvaluatedModel]) -> tuple[int, ...]:
+    """Return the seed that each run was trained with; none unless all are known and differ."""
+    found = [{result.content.get("training_seed") for result in run.results} for run in runs]
+    seeds = tuple(seed for own in found if len(own) == 1 for seed in own if seed is not None)
+    return seeds if len(set(seeds)) == len(runs) else ()
+
+
+def _mean_score(scores: Sequence[Score], seeds: tuple[int, ...]) -> Score:
     values = tuple(score.value for score in scores)
     source = f"mean of {len(values)} training runs: {', '.join(f'{value:.4g}' for value in values)}"
     is_other_size = any(score.is_other_size for score in scores)
-    return Score(statistics.mean(values), source, runs=values, is_other_size=is_other_size)
+    return Score(statistics.mean(values), source, runs=values, seeds=seeds, is_other_size=is_other_size)

@@ -53,6 +53,7 @@ class Score:
         Outcomes, ...
     ] = ()  # what it is computed from: of one data set, or of all that a mean is taken over
     runs: tuple[float, ...] = ()  # the scores of several training runs, whose mean the value is
+    seeds: tuple[int, ...] = ()  # of these runs, where each is known and is another
     is_other_size: bool = False  # the data are not of the published size
 
 

@@ -5,7 +5,8 @@ What can be said depends on what is known:
 - the outcomes of each test sample: Wilson's interval for a share of hits, otherwise the bootstrap over samples. Two
   models on the same samples are compared pair by pair: McNemar's exact test for a share of hits, otherwise the
   bootstrap of the difference, in which both see the same drawn samples
-- the scores of several training runs: mean and standard deviation, and Welch's test between two models
+- the scores of several training runs: Student's interval of their mean. Two models are compared seed by seed by
+  Student's test of the differences where both were trained with the same seeds, otherwise by Welch's test
 - the size of the test set alone, as of the paper's numbers: Wilson's interval, and a difference as of unrelated
   samples, which is too wide where both models err on the same samples
 
@@ -24,6 +25,7 @@ import numpy as np
 
 RESAMPLES = 2000  # of the bootstrap
 LEVEL = 0.05  # a difference of a higher p is within noise
+POWER = 0.8  # with which a test would find the smallest detectable difference
 _Z = 1.959963985  # standard deviations on each side of 95 % of a normal distribution
 
 
@@ -46,6 +48,8 @@ class Difference:
 
     half: float  # half the width of its 95 % interval
     p: float  # how likely one as large is if there is none
+    df: float | None = None  # degrees of freedom, of a t-test between training runs
+    by_seed: bool = False  # whether it is a t-test of the differences of runs with the same seed
 
     @property
     def within_noise(self) -> bool:
@@ -135,7 +139,64 @@ def runs_difference(own: Sequence[float], base: Sequence[float]) -> Difference |
         warnings.simplefilter("ignore", RuntimeWarning)
         found = ttest_ind(own, base, equal_var=False)
     interval = found.confidence_interval()
-    return Difference(float(interval.high - interval.low) / 2, float(found.pvalue))
+    return Difference(float(interval.high - interval.low) / 2, float(found.pvalue), float(found.df))
+
+
+def seeds_difference(own: Sequence[float], base: Sequence[float]) -> Difference | None:
+    """Compare two models' training runs seed by seed by Student's test; None with fewer than two seeds.
+
+    Args:
+        own, base: the scores by seed, of the same seeds in the same order.
+    """
+    differences = [a - b for a, b in zip(own, base, strict=True)]
+    if len(differences) < 2:
+        return None
+    if statistics.stdev(differences) < 1e-9:
+        return Difference(0.0, float(abs(differences[0]) < 1e-9), len(differences) - 1.0, by_seed=True)
+    from scipy.stats import ttest_rel
+
+    found = ttest_rel(own, base)
+    return Difference(runs_interval(differences).half, float(found.pvalue), float(found.df), by_seed=True)
+
+
+# training runs
+
+
+def runs_interval(values: Sequence[float]) -> Interval:
+    """Return Student's interval of the mean of at least two values."""
+    from scipy.stats import sem, t
+
+    half = float(t.isf(LEVEL / 2, len(values) - 1) * sem(values))
+    mean = statistics.mean(values)
+    return Interval(mean - half, mean + half)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Correct p-values for their number (Holm 1979), so that any error among them has at most the level's chance."""
+    corrected, highest = [0.0] * len(ps), 0.0
+    for rank, index in enumerate(sorted(range(len(ps)), key=lambda index: ps[index])):
+        highest = max(highest, (len(ps) - rank) * ps[index])
+        corrected[index] = min(1.0, highest)
+    return corrected
+
+
+def detectable(difference: Difference, comparisons: int = 1) -> float | None:
+    """Return the smallest true difference that a t-test between training runs would find with a power of POWER.
+
+    It follows from the number of runs and their observed deviation, by the noncentral t distribution.
+
+    Args:
+        comparisons: how many p-values are corrected together; the level is LEVEL / comparisons, of Holm's first step.
+    """
+    if difference.df is None:
+        return None
+    from scipy.optimize import brentq
+    from scipy.stats import nct, t
+
+    standard_error = difference.half / float(t.isf(LEVEL / 2, difference.df))
+    critical = float(t.isf(LEVEL / comparisons / 2, difference.df))
+    shift = brentq(lambda shift: float(nct.sf(critical, difference.df, shift)) - POWER, 0.0, 4 * critical + 4)
+    return standard_error * float(shift)
 
 
 def _are_paired(own: Outcomes, base: Outcomes) -> bool:

@@ -1,0 +1,81 @@
+"""The table of several training runs: what is paired, what is corrected together, and what stands in it."""
+
+import csv
+import io
+
+import pytest
+from scipy.stats import ttest_ind, ttest_rel
+from support.report_results import put, save_nothing
+
+from diffclip_openclip.report import command
+from diffclip_openclip.report.comparison import our_entries
+from diffclip_openclip.report.evaluated_models import group_runs, read_models
+from diffclip_openclip.report.paper import load_paper
+from diffclip_openclip.report.table_formats import csv_text
+from diffclip_openclip.report.training_runs import make_runs_table
+from diffclip_openclip.report.uncertainty import holm
+
+BASE, FIRST, SECOND = [0.10, 0.14, 0.12], [0.13, 0.16, 0.155], [0.12, 0.15, 0.125]
+MODELS = {"CLIP-nano-baseline": BASE, "DiffCLIP-nano": FIRST, "DiffCLIP-nano-dynamic": SECOND}
+GROUPS = [f"{name}={name} seed*" for name in MODELS]
+
+
+def _write(root, seeds_of):
+    for model, values in MODELS.items():
+        for seed, value in zip(seeds_of(model), values, strict=True):
+            fields = {"checkpoint_sha256": f"{model}{seed}"} | ({} if seed is None else {"training_seed": seed})
+            put(root, f"{model} seed{value}", "few_shot", "dtd", {"accuracy": value}, **fields)
+
+
+def _records(root):
+    models = group_runs(read_models(root), GROUPS)
+    text = csv_text(make_runs_table(our_entries(models, load_paper())))
+    return {row["model"]: row for row in csv.DictReader(io.StringIO(text))}
+
+
+def test_groups_of_the_same_seeds_are_compared_seed_by_seed(tmp_path):
+    """In whichever order the seeds are read, and corrected for two comparisons."""
+    _write(tmp_path, lambda model: (7, 8, 9))
+    found = _records(tmp_path)
+    ps = [ttest_rel(own, BASE).pvalue for own in (FIRST, SECOND)]
+    for name, own, p, corrected in zip(list(MODELS)[1:], (FIRST, SECOND), ps, holm(ps), strict=True):
+        row = found[name]
+        assert (row["by seed"], row["baseline"], row["runs"], row["comparisons"]) == (
+            "True",
+            "CLIP-nano-baseline",
+            "3",
+            "2",
+        )
+        assert float(row["p"]) == pytest.approx(p, abs=5e-5)
+        assert float(row["p Holm"]) == pytest.approx(corrected, abs=5e-5)
+        interval = ttest_rel(own, BASE).confidence_interval()
+        assert [float(row[f"difference {end}"]) for end in ("low", "high")] == pytest.approx(
+            [100 * interval.low, 100 * interval.high], abs=1e-4
+        )
+        assert float(row["detectable"]) > 0
+    assert found["CLIP-nano-baseline"]["p"] == ""
+
+
+@pytest.mark.parametrize(
+    "seeds_of",
+    [
+        pytest.param(lambda model: (None, None, None), id="unknown"),
+        pytest.param(lambda model: (1, 2, 3) if model == "CLIP-nano-baseline" else (1, 2, 4), id="others"),
+    ],
+)
+def test_groups_without_common_seeds_are_compared_by_welchs_test(seeds_of, tmp_path):
+    _write(tmp_path, seeds_of)
+    row = _records(tmp_path)["DiffCLIP-nano"]
+    assert row["by seed"] == "False"
+    assert float(row["p"]) == pytest.approx(ttest_ind(FIRST, BASE, equal_var=False).pvalue, abs=5e-5)
+
+
+def test_the_report_has_the_table_where_there_are_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "save_figures", save_nothing)
+    _write(tmp_path / "results", lambda model: (0, 1, 2))
+    command.report(tmp_path / "results", tmp_path / "report", group=GROUPS)
+    page = (tmp_path / "report" / "tables" / "training_runs.md").read_text()
+    assert "Describable Textures" in page or "DTD" in page
+    assert "corrected for the comparisons with the same baseline" in page
+    command.report(tmp_path / "results", tmp_path / "single")
+    assert not (tmp_path / "single" / "tables" / "training_runs.md").exists()

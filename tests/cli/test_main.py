@@ -22,13 +22,14 @@ def work(arguments):
 evaluation._report = work
 sys.exit(main.main(sys.argv[1:]))
 """
+_HEARS_SIGHUP = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)"  # also where nohup runs the tests
 REPORT = ["report", "--paper-only", "--output", "REPORT"]
 LINES = "return ['line'] * {}"
 
 
 def _ended(work: str, folder: Path, *words: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
     """Run ``diffclip report`` with ``work`` as its body, or the command line ``words``."""
-    command = [sys.executable, "-c", _WITH_WORK.format(work=work), *(words or REPORT)]
+    command = [sys.executable, "-c", _HEARS_SIGHUP + _WITH_WORK.format(work=work), *(words or REPORT)]
     return subprocess.run(
         command, cwd=folder, env=plain_environment(), stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60
     )

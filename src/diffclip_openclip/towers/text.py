@@ -275,13 +275,16 @@ class DiffCLIPTextModel(_NamesLayerNorms, DiffCLIPPreTrainedModel):
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         x_BNC = self.embeddings(input_ids, position_ids)
-        hidden_states, attentions = [x_BNC], []
+        hidden_states, attentions = [], []
         for layer in self.layers:
+            if output_hidden_states:  # else a layer's memory is free for the next
+                hidden_states.append(x_BNC)
             if output_attentions:
                 x_BNC, map_BhNN = layer(x_BNC, output_attentions=True)
                 attentions.append(map_BhNN)
             else:
                 x_BNC = layer(x_BNC)
+        if output_hidden_states:
             hidden_states.append(x_BNC)
         x_BNC = self.ln_final(x_BNC)
         end_of_text = input_ids.argmax(dim=-1)

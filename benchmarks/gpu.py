@@ -24,6 +24,7 @@ from typing import Any
 
 import gpu_models
 import torch
+from provenance import commit
 
 from diffclip_openclip.bench.outputs import machine
 from diffclip_openclip.files import staged
@@ -34,7 +35,6 @@ SECTIONS: Mapping[str, Callable[[gpu_models.Options], Mapping[str, gpu_models.Ce
     "attention": gpu_models.attention_cells,
     "training": gpu_models.training_cells,
 }
-REPOSITORY = Path(__file__).resolve().parents[1]
 UNFINISHED = 3  # exit status: cells are left
 
 
@@ -53,14 +53,8 @@ def where(device: str) -> dict[str, Any]:
 
 
 def stamp(device: str) -> dict[str, str]:
-    """Return when and from which commit a cell's figures are; a changed tree has a + behind it."""
-
-    def git(*arguments: str) -> str:
-        asked = subprocess.run(["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True)
-        return asked.stdout.strip() if asked.returncode == 0 else "unknown"
-
-    commit = git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain") else "")
-    return {"commit": commit, "date": machine(device)["date"]}
+    """Return when and from which commit a cell's figures are."""
+    return {"commit": commit(), "date": machine(device)["date"]}
 
 
 def read(path: Path, device: str) -> dict[str, Any]:

@@ -1,0 +1,169 @@
+"""Write what a benchmark measured of groups of models: a JSON file that says where it is from, a figure and a table."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from model_groups import Estimate, Groups
+from provenance import origin
+
+from diffclip_openclip.files import staged
+from diffclip_openclip.models import MODELS
+from diffclip_openclip.report.comparison import OTHER, Entry
+from diffclip_openclip.report.drawing import WIDE
+from diffclip_openclip.report.styles import INK, RC, outline, styles_of
+
+_PANEL_HEIGHT = 1.6  # inches
+_BAND = 0.15  # opacity of an interval
+
+
+def write_results(path: Path, content: Mapping[str, Any], *, groups: Groups, device: str, overwrite: bool) -> None:
+    """Write what was measured, with command, machine, versions, commit and models.
+
+    Raises:
+        FileExistsError: the file exists, and ``overwrite`` is not given.
+    """
+    models = {group: [str(loaded.spec) for loaded in models] for group, models in groups.items()}
+    everything = origin(device) | {"models": models} | dict(content)
+    with staged(path, overwrite) as new:
+        new.write_text(json.dumps(_finite(everything), indent=1) + "\n", encoding="utf-8")
+
+
+def make_row(estimate: Estimate, difference: Estimate | None = None, **what: Any) -> dict[str, Any]:
+    """Return a row of results: what was measured, its estimate, and the paired difference to the first group."""
+    return what | asdict(estimate) | {"difference": None if difference is None else asdict(difference)}
+
+
+def estimate_of(row: Mapping[str, Any]) -> Estimate:
+    """Return the estimate of a row of results."""
+    return Estimate(row["mean"], row["low"], row["high"], row["seeds"])
+
+
+def _finite(content: Any) -> Any:
+    """Write NaN as null, which is JSON."""
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+# figures
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Describe a line: estimates by a quantity, a layer say."""
+
+    group: str
+    x: Sequence[float]
+    estimates: Sequence[Estimate]
+    dashed: bool = False  # a control, beside the group's own line
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Describe a panel of a figure."""
+
+    title: str
+    x_label: str
+    y_label: str
+    curves: Sequence[Curve]
+    log: bool = False
+    names: Sequence[str] = ()  # of x = 0, 1, ..., where it is no quantity: then there is no line
+
+
+def save_figure(panels: Sequence[Panel], groups: Groups, path: Path, *, columns: int, overwrite: bool) -> None:
+    """Draw curves with their intervals as bands, in the report's styles, and write them as PNG.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        FileExistsError: the file exists, and ``overwrite`` is not given.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    families = [family(models[0].architecture) for models in groups.values()]
+    entries = [Entry(group, kind, {}, is_ours=True) for group, kind in zip(groups, families, strict=True)]
+    styles = dict(zip(groups, styles_of(entries), strict=True))
+    rows = math.ceil(len(panels) / columns)
+    with rc_context(RC):
+        canvas = Figure(figsize=(WIDE, rows * _PANEL_HEIGHT + 0.3), layout="constrained")
+        axes = list(canvas.subplots(rows, columns, squeeze=False).flat)
+        for axis, panel in zip(axes, panels, strict=False):
+            for place, curve in enumerate(panel.curves):
+                look = outline(styles[curve.group]) | {"linewidth": 1, "markersize": 3, "markeredgewidth": 0.4}
+                if panel.names:
+                    beside = (place - (len(panel.curves) - 1) / 2) * 0.6 / len(panel.curves)
+                    _draw_points(axis, curve, look | {"linestyle": ""}, beside)
+                else:
+                    _draw_line(axis, curve, look)
+            axis.set_title(panel.title, pad=3)
+            axis.set_xlabel(panel.x_label)
+            axis.set_ylabel(panel.y_label)
+            axis.set_xticks(sorted({x for curve in panel.curves for x in curve.x}), panel.names or None)
+            if panel.log:
+                axis.set_yscale("log")
+            axis.grid(axis="y", alpha=0.3, linewidth=0.4)
+        for axis in axes[len(panels) :]:
+            axis.axis("off")
+        handles = [Line2D([], [], **outline(styles[group]), linewidth=1, markersize=3) for group in groups]
+        canvas.legend(
+            handles, list(groups), loc="outside lower center", ncols=min(5, len(groups)), frameon=False, fontsize=6.5
+        )
+        with staged(path, overwrite) as new:
+            canvas.savefig(new, dpi=220)
+
+
+def _draw_line(axis: Any, curve: Curve, look: dict[str, Any]) -> None:
+    """Draw a line with the interval as a band; a control is dotted, and has no band."""
+    if curve.dashed:
+        look = look | {"linestyle": (0, (1, 2)), "marker": "", "linewidth": 0.8}
+    axis.plot(curve.x, [estimate.mean for estimate in curve.estimates], **look)
+    bounded = [
+        (x, estimate.low, estimate.high)
+        for x, estimate in zip(curve.x, curve.estimates, strict=True)
+        if estimate.low is not None
+    ]
+    if bounded and not curve.dashed:
+        axis.fill_between(*zip(*bounded, strict=True), color=look["color"], alpha=_BAND, linewidth=0)
+
+
+def _draw_points(axis: Any, curve: Curve, look: dict[str, Any], beside: float) -> None:
+    """Draw points with whiskers, moved sideways so that groups do not hide each other."""
+    for x, estimate in zip(curve.x, curve.estimates, strict=True):
+        whiskers = None
+        if estimate.low is not None and estimate.high is not None:
+            whiskers = [[estimate.mean - estimate.low], [estimate.high - estimate.mean]]
+        axis.errorbar([x + beside], [estimate.mean], whiskers, ecolor=INK, elinewidth=0.6, capsize=1.5, **look)
+
+
+def family(architecture: str | None) -> str:
+    """Return the paper's name for a model's kind, or that of all others."""
+    known = MODELS.get(architecture or "")
+    return (known.family if known else None) or OTHER
+
+
+# tables
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table, the first column as text and the others as numbers."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def cell(estimate: Estimate | None, digits: int = 1, scale: float = 1.0) -> str:
+    """Return an estimate with its interval in brackets."""
+    if estimate is None:
+        return "–"
+    text = f"{scale * estimate.mean:.{digits}f}"
+    if estimate.low is None or estimate.high is None:
+        return text
+    return f"{text} [{scale * estimate.low:.{digits}f}, {scale * estimate.high:.{digits}f}]"

@@ -1,49 +1,269 @@
-"""Does it learn better? The paper's four models at equal budget, several seeds:  python examples/emoji/compare.py
+"""Does it learn better? All models at equal budget, several seeds:  python examples/emoji/compare.py
 
-Trains each with the quick start's settings and evaluates all with `diffclip evaluate`. `diffclip report --group` then
-makes mean and standard deviation over seeds: OUTPUT/report. About 6 minutes a model and seed on two CPU cores. An
-interrupted run continues where it stopped.
+Trains the paper's four models, two controls and V2 with the quick start's settings, then goes on from each trained
+baseline: as it is, and warm-started as V2. `diffclip evaluate` scores every seed's checkpoints, and `diffclip report
+--group` compares the models seed by seed: OUTPUT/report and OUTPUT/report-continued. README.md says how long it takes.
+
+It may be interrupted at any time: the same command goes on where it stopped. Seeds come one after another, so that what
+is stopped early has complete ones. Options for the trainer follow behind `--`, the same for all models.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
-from quickstart import DATA, EPOCHS, prepare_environment, run, train
+from quickstart import DATA, EPOCHS, prepare_environment, run, training_command
 from report import SPLITS
+from tqdm import tqdm
 
-# paper's name -> open_clip's
-MODELS = {
-    "CLIP": "CLIP-nano-baseline",
-    "DiffCLIP": "DiffCLIP-nano",
-    "DiffCLIP*": "DiffCLIP-nano-dynamic",
-    "DiffCLIP†": "DiffCLIP-nano-vision",
+
+class Arm(NamedTuple):
+    """Describe what is compared."""
+
+    title: str  # in tables; the paper's name, where it has one
+    model: str  # open_clip's
+    is_continued: bool = False  # whether it starts from the seed's trained baseline
+    is_warm_started: bool = False  # by `diffclip warm-start`, and not as it is
+
+
+CURVE = "unseen-vendor"  # the split by which checkpoints in between are scored
+BASELINE = "baseline"
+# name of its runs -> arm
+ARMS = {
+    BASELINE: Arm("CLIP", "CLIP-nano-baseline"),
+    "gated": Arm("CLIP, gated", "CLIP-nano-gated"),
+    "half-heads": Arm("CLIP, half heads", "CLIP-nano-half-heads"),
+    "diffclip": Arm("DiffCLIP", "DiffCLIP-nano"),
+    "dynamic": Arm("DiffCLIP*", "DiffCLIP-nano-dynamic"),
+    "vision": Arm("DiffCLIP†", "DiffCLIP-nano-vision"),
+    "v2": Arm("V2", "DiffCLIP-V2-nano"),
+    "continued": Arm("CLIP, continued", "CLIP-nano-baseline", is_continued=True),
+    "warm-v2": Arm("V2, warm-started", "DiffCLIP-V2-nano", is_continued=True, is_warm_started=True),
 }
-# a group of the report is a model's seeds; their labels have the model's name and the checkpoint's file
-GROUPS = [option for name, model in MODELS.items() for option in ("--group", f"{name}={model} *")]
+
+
+class Comparison:
+    """Hold the folders and settings of a comparison, and the processes that it has running."""
+
+    def __init__(self, output: Path, epochs: int, continued_epochs: int, points: int, flags: list[str]) -> None:
+        self.output, self.epochs, self.continued_epochs = output.resolve(), epochs, continued_epochs
+        self.points, self.flags = points, flags
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._is_stopped = threading.Event()
+
+    def check_settings(self) -> None:
+        """Note the settings in OUTPUT, and refuse those of another comparison."""
+        own = {key: getattr(self, key) for key in ("epochs", "continued_epochs", "points", "flags")}
+        path = self.output / "settings.json"
+        if path.exists() and (known := json.loads(path.read_text())) != own:
+            sys.exit(
+                f"{self.output} is of a comparison with {known}, not {own}; go on with those, or take another --output"
+            )
+        self.output.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(own) + "\n")
+
+    # a training run
+
+    def folder(self, seed: int, name: str) -> Path:
+        return self.output / "runs" / f"seed{seed}-{name}"
+
+    def checkpoint(self, seed: int, name: str) -> Path:
+        """Return the last checkpoint of a run, which is there when the run is done."""
+        epochs = self.continued_epochs if ARMS[name].is_continued else self.epochs
+        return self.folder(seed, name) / "checkpoints" / f"epoch_{epochs}.pt"
+
+    def train(self, seed: int, name: str) -> None:
+        """Train to the end, from the last epoch that is there; wall times of all attempts are in seconds.json."""
+        arm, folder = ARMS[name], self.folder(seed, name)
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder) as lock:
+            if (folder / "done").exists():
+                return
+            model, more = arm.model, []
+            if arm.is_warm_started:
+                model = f"local-dir:{self._warm_started(seed, folder, lock)}"
+            elif arm.is_continued:
+                more = ["--pretrained", str(self.checkpoint(seed, BASELINE))]
+            epochs = self.continued_epochs if arm.is_continued else self.epochs
+            command = [*training_command(model, folder.parent, epochs, seed), "--name", folder.name, *more]
+            # one process of one thread; a checkpoint for each point of the curve
+            command += ["--workers", "0", "--save-frequency", str(-(-epochs // self.points)), *self.flags]
+            start = time.monotonic()
+            try:
+                self._run(command, folder, lock)
+            finally:
+                seconds = folder / "seconds.json"
+                earlier = json.loads(seconds.read_text()) if seconds.exists() else []
+                seconds.write_text(json.dumps([*earlier, round(time.monotonic() - start, 1)]) + "\n")
+            (folder / "checkpoints" / "epoch_latest.pt").unlink(missing_ok=True)
+            (folder / "done").touch()
+
+    def _warm_started(self, seed: int, folder: Path, lock: int) -> Path:
+        out = folder / "start"
+        source = f"{ARMS[BASELINE].model},{self.checkpoint(seed, BASELINE)}"
+        if not (folder / "checkpoints").exists():  # the trainer needs it as long as it goes on
+            self._run(["diffclip", "warm-start", source, str(out), "--overwrite"], folder, lock)
+        return out
+
+    # a seed's evaluation
+
+    def evaluate(self, seed: int) -> None:
+        """Score all checkpoints of a seed by CURVE and the last ones by all splits; delete those in between."""
+        folder = self.output / "runs" / f"seed{seed}"
+        folder.mkdir(exist_ok=True)
+        with _locked(folder) as lock:
+            if (folder / "done").exists():
+                return
+            for results, names in self.results().items():
+                command = ["diffclip", "evaluate", "--data", str(DATA / "eval"), "--output", str(results)]
+                curves, last = [*command, "--dataset", CURVE], command
+                last += [part for split in SPLITS for part in ("--dataset", split.name)]
+                for name in names:
+                    curves += ["--model", f"{ARMS[name].model},{self.folder(seed, name)}"]
+                    last += ["--model", f"{ARMS[name].model},{self.checkpoint(seed, name)}"]
+                self._run(curves, folder, lock)
+                self._run(last, folder, lock)
+            for name in ARMS:
+                last = self.checkpoint(seed, name)
+                for other in last.parent.glob("*.pt"):
+                    if other != last:
+                        other.unlink()
+            (folder / "done").touch()
+
+    def results(self) -> dict[Path, list[str]]:
+        """Return the folders of results with the runs in them: the continued ones have a baseline of their own."""
+        return {
+            self.output / f"results{ending}": [name for name, arm in ARMS.items() if arm.is_continued == is_continued]
+            for ending, is_continued in (("", False), ("-continued", True))
+        }
+
+    def complete(self, seeds: list[int]) -> list[int]:
+        """Return the seeds that are trained and evaluated."""
+        return [seed for seed in seeds if (self.output / "runs" / f"seed{seed}" / "done").exists()]
+
+    # processes
+
+    def _run(self, command: list[str], folder: Path, lock: int) -> None:
+        """Run a command on one thread, with its output in ``folder``; it holds the lock as long as it lives."""
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
+        with (folder / "output.log").open("ab") as log:
+            if self._is_stopped.is_set():
+                raise RuntimeError("interrupted")
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, pass_fds=[lock])
+            self._running.add(process)
+            status = process.wait()
+            self._running.discard(process)
+        if status:
+            raise RuntimeError(f"{command[0]} ended with exit status {status}; see {folder / 'output.log'}")
+
+    def stop(self) -> None:
+        """End all processes; what they have saved is there for the next time."""
+        self._is_stopped.set()
+        for process in list(self._running):
+            process.terminate()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[int]:
+    """Yield a lock that no other comparison can have, nor what is left running of one that was killed."""
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(f"{folder} is in use by another process; wait for it or end it") from None
+        yield file.fileno()
+
+
+def start_all(comparison: Comparison, seeds: list[int], jobs: int) -> None:
+    """Train and evaluate, seed by seed, ``jobs`` processes at a time.
+
+    Raises:
+        RuntimeError: a process failed; the others are ended.
+    """
+    futures: list[Future[None]] = []
+    with tqdm(total=len(seeds) * (len(ARMS) + 1), unit="run") as bar, ThreadPoolExecutor(jobs) as pool:
+
+        def add(function: object, needed: list[Future[None]], *arguments: object) -> Future[None]:
+            def work() -> None:
+                for future in needed:  # they were started before
+                    future.result()
+                function(*arguments)  # type: ignore[operator]
+                bar.update()
+                bar.set_postfix_str(" ".join(map(str, arguments)))
+
+            futures.append(pool.submit(work))
+            return futures[-1]
+
+        for seed in seeds:
+            runs: dict[str, Future[None]] = {}
+            for name, arm in ARMS.items():
+                runs[name] = add(comparison.train, [runs[BASELINE]] if arm.is_continued else [], seed, name)
+            add(comparison.evaluate, list(runs.values()), seed)
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            if not all(future.done() and not future.cancelled() and not future.exception() for future in futures):
+                comparison.stop()
+                pool.shutdown(cancel_futures=True)
+    for future in futures:
+        if future.done() and not future.cancelled():
+            future.result()
+
+
+def report(comparison: Comparison, seeds: list[int]) -> None:
+    """Compare the models over the seeds that are complete."""
+    for (results, names), folder in zip(comparison.results().items(), ("report", "report-continued"), strict=True):
+        command = ["diffclip", "report", str(results), "--output", str(comparison.output / folder), "--overwrite"]
+        command += ["--baseline", ARMS[names[0]].title]
+        for name in names:
+            for seed in seeds:
+                command += ["--group", f"{ARMS[name].title}=* seed{seed}-{name} epoch_*"]
+        run(command)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="at least two; default: 0 1 2")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="at least two; default: 0 to 4")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="default: %(default)s, the quick start's")
+    parser.add_argument("--continued-epochs", type=int, help="from the trained baseline on; default: half of --epochs")
+    parser.add_argument("--points", type=int, default=6, help="checkpoints that are evaluated; default: %(default)s")
+    parser.add_argument("--jobs", type=int, default=1, help="processes of one thread each; default: %(default)s")
     parser.add_argument("--output", type=Path, default=Path("runs/compare"), help="default: %(default)s")
+    parser.add_argument("--report-only", action="store_true", help="train nothing, and compare the complete seeds")
+    parser.add_argument("trainer", nargs="*", metavar="-- TRAINER OPTIONS", help="of open_clip_train, for all models")
     args = parser.parse_args()
     if len(args.seeds) < 2:
         parser.error(f"--seeds has {len(args.seeds)}; a spread needs at least two")
 
     prepare_environment()
-    results = str(args.output / "results")
-    command = ["diffclip", "evaluate", "--data", str(DATA / "eval"), "--output", results]
-    for split in SPLITS:
-        command += ["--dataset", split.name]
-    for seed in args.seeds:
-        for model in MODELS.values():
-            checkpoint = train(model, args.output / f"seed{seed}", args.epochs, seed)
-            command += ["--model", f"{model},{checkpoint}"]
-    run(command)
-    run(["diffclip", "report", results, "--output", str(args.output / "report"), "--overwrite", *GROUPS])
+    continued_epochs = args.continued_epochs or -(-args.epochs // 2)
+    comparison = Comparison(args.output, args.epochs, continued_epochs, args.points, args.trainer)
+    comparison.check_settings()
+    if not args.report_only:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            start_all(comparison, args.seeds, args.jobs)
+        except KeyboardInterrupt:
+            sys.exit("interrupted; the same command goes on")
+        except RuntimeError as error:
+            sys.exit(str(error))
+    complete = comparison.complete(args.seeds)
+    if len(complete) < 2:
+        sys.exit(f"complete are {len(complete)} seeds; a comparison needs at least two")
+    report(comparison, complete)
 
 
 if __name__ == "__main__":

@@ -158,11 +158,9 @@ def test_build_refuses_a_damaged_package_and_leaves_no_trace(tmp_path):
 @pytest.mark.usefixtures("emoji_scripts")
 def test_benchmarks_have_the_figures_of_the_comparison(tmp_path):
     """Let the report make the table of what was recorded, as compare.py does of new results."""
-    import compare
     import report
 
     figures = json.loads((REPOSITORY / "benchmarks" / "results" / "emoji-comparison.json").read_text(encoding="utf-8"))
-    assert figures["models"] == compare.MODELS
     assert all(len(row["values"]) == len(figures["seeds"]) == 3 for row in figures["rows"])
     page = (REPOSITORY / "benchmarks" / "README.md").read_text(encoding="utf-8")
     metrics = {(split.title, title): (split, key) for split in report.SPLITS for key, title, _ in split.metrics}
@@ -170,13 +168,13 @@ def test_benchmarks_have_the_figures_of_the_comparison(tmp_path):
     for row in figures["rows"]:
         split, key = metrics[row["split"], row["metric"]]
         for seed, value in zip(figures["seeds"], row["values"], strict=True):
-            results.setdefault((compare.MODELS[row["model"]], seed, split.name), {})[key] = value / 100
+            results.setdefault((figures["models"][row["model"]], seed, split.name), {})[key] = value / 100
     tasks = {split.name: split.task for split in report.SPLITS}
     for (model, seed, name), found in results.items():
         complete = {f"{kind}_retrieval_recall@{k}": None for kind in ("image", "text") for k in (1, 10)} | found
         fields = {"templates": "own", "checkpoint_sha256": f"{seed}{model}", "seed": None}
         put(tmp_path, f"{model} epoch_latest", tasks[name], name, complete, folder=f"{model}{seed}", **fields)
-    models = group_runs(read_models(tmp_path), compare.GROUPS[1::2])
+    models = group_runs(read_models(tmp_path), [f"{name}={model} *" for name, model in figures["models"].items()])
     table = next(table for table in make_tables({}, our_entries(models, load_paper()), models) if table.name == "other")
     lines = [line for line in markdown(table).splitlines() if line.startswith("|")]
     assert len(lines) == 2 + len(metrics)
@@ -194,23 +192,114 @@ def test_benchmarks_have_the_figures_of_the_comparison(tmp_path):
         assert sum(better) == int(stated.split()[1])
 
 
-@pytest.mark.usefixtures("emoji_scripts")
-def test_the_comparison_evaluates_and_reports_every_seed(tmp_path, monkeypatch):
+def _option(command, name):
+    return command[len(command) - command[::-1].index(name)]
+
+
+class _Commands:
+    """Stand in for the processes of a comparison: notes each command, and makes the checkpoints that it would make."""
+
+    def __init__(self, fails_at: int | None = None) -> None:
+        self.made, self.fails_at = [], fails_at
+
+    def __call__(self, comparison, command, folder, lock) -> None:
+        if len(self.made) == self.fails_at:
+            raise RuntimeError("out of memory")
+        self.made.append(command)
+        if "open_clip_train.main" in command:
+            epochs, often = int(_option(command, "--epochs")), int(_option(command, "--save-frequency"))
+            checkpoints = folder / "checkpoints"
+            checkpoints.mkdir(exist_ok=True)
+            for epoch in {*range(often, epochs, often), epochs}:
+                (checkpoints / f"epoch_{epoch}.pt").touch()
+            if "--pretrained" in command:
+                assert Path(_option(command, "--pretrained")).is_file()
+
+
+@pytest.fixture
+def comparison_of(tmp_path, monkeypatch, emoji_scripts):
+    """Run compare.py with arguments, in which nothing is trained; return the commands that it ran."""
     import compare
 
-    commands = []
-    monkeypatch.setattr(compare, "prepare_environment", lambda: None)
-    monkeypatch.setattr(compare, "train", lambda model, runs, epochs, seed: runs / model / "epoch_latest.pt")
-    monkeypatch.setattr(compare, "run", commands.append)
-    monkeypatch.setattr(sys, "argv", ["compare.py", "--seeds", "3", "4", "--output", str(tmp_path)])
-    compare.main()
-    evaluate, report = (build_parser().parse_args(command[1:]) for command in commands)
-    assert [command[0] for command in commands] == ["diffclip", "diffclip"]
-    checkpoints = [(model, seed) for seed in (3, 4) for model in compare.MODELS.values()]
-    assert evaluate.model == [f"{model},{tmp_path}/seed{seed}/{model}/epoch_latest.pt" for model, seed in checkpoints]
-    assert set(evaluate.dataset) == {path.name for path in (EMOJI / "eval").iterdir()}
-    assert report.results == evaluate.output
-    assert report.group == compare.GROUPS[1::2]
+    def run(*arguments, fails_at=None):
+        commands = _Commands(fails_at)
+        monkeypatch.setattr(compare.Comparison, "_run", lambda *arguments: commands(*arguments))
+        monkeypatch.setattr(compare, "run", commands.made.append)
+        monkeypatch.setattr(compare, "prepare_environment", lambda: None)
+        monkeypatch.setattr(sys, "argv", ["compare.py", "--output", str(tmp_path), *arguments])
+        try:
+            compare.main()
+        except SystemExit as end:
+            return commands.made, str(end.code)
+        return commands.made, ""
+
+    return run
+
+
+SETTINGS = ("--seeds", "3", "4", "--epochs", "6", "--points", "3")
+
+
+def test_the_comparison_gives_all_models_the_same_budget(comparison_of, tmp_path):
+    import compare
+
+    commands, _ = comparison_of(*SETTINGS, "--", "--lr", "3e-3")
+    trained = [command for command in commands if "open_clip_train.main" in command]
+    names = [_option(command, "--name") for command in trained]
+    assert names == [f"seed{seed}-{name}" for seed in (3, 4) for name in compare.ARMS]
+    own = ("--model", "--name", "--seed", "--epochs", "--save-frequency", "--pretrained", "--logs")
+    shared = {
+        tuple(part for at, part in enumerate(command) if part not in own and command[at - 1] not in own)
+        for command in trained
+    }
+    assert len(shared) == 1  # flags that are not a model's own
+    assert {_option(command, "--lr") for command in trained} == {"3e-3"}
+    for name, command in zip(names, trained, strict=True):
+        arm = compare.ARMS[name.partition("-")[2]]
+        assert _option(command, "--seed") == name[4]
+        assert _option(command, "--epochs") == ("3" if arm.is_continued else "6")
+        start = f"local-dir:{tmp_path}/runs/{name}/start" if arm.is_warm_started else arm.model
+        assert _option(command, "--model") == start
+    (warm, _) = (command for command in commands if "warm-start" in command)
+    assert warm[2] == f"CLIP-nano-baseline,{tmp_path}/runs/seed3-baseline/checkpoints/epoch_6.pt"
+
+
+def test_the_comparison_evaluates_and_reports_every_seed(comparison_of, tmp_path):
+    import compare
+
+    commands, _ = comparison_of(*SETTINGS)
+    parsed = [build_parser().parse_args(command[1:]) for command in commands if command[0] == "diffclip"]
+    curves, last = (
+        [p for p in parsed if "dataset" in p and (len(p.dataset) == 1) is is_one] for is_one in (True, False)
+    )
+    assert {name for p in last for name in p.dataset} == {path.name for path in (EMOJI / "eval").iterdir()}
+    for seed, at in ((3, 0), (4, 1)):
+        for few, many in zip(curves[2 * at : 2 * at + 2], last[2 * at : 2 * at + 2], strict=True):
+            assert few.output == many.output
+            runs = [
+                name for name, arm in compare.ARMS.items() if arm.is_continued == few.output.name.endswith("-continued")
+            ]
+            folders = [f"{compare.ARMS[name].model},{tmp_path}/runs/seed{seed}-{name}" for name in runs]
+            assert few.model == folders
+            assert [spec.rpartition("/checkpoints/epoch_")[0] for spec in many.model] == folders
+    kept = {path.relative_to(tmp_path / "runs").parts[0] for path in tmp_path.glob("runs/*/checkpoints/*.pt")}
+    assert len(list(tmp_path.glob("runs/*/checkpoints/*.pt"))) == len(kept) == 2 * len(compare.ARMS)
+    reports = [p for p in parsed if "group" in p]
+    assert [p.baseline for p in reports] == ["CLIP", "CLIP, continued"]
+    assert sum(len(p.group) for p in reports) == 2 * len(compare.ARMS)
+    assert "DiffCLIP†=* seed4-vision epoch_*" in reports[0].group
+
+
+def test_an_interrupted_comparison_goes_on_where_it_stopped(comparison_of, tmp_path):
+    whole, _ = comparison_of(*SETTINGS, "--output", str(tmp_path / "whole"))
+    first, said = comparison_of(*SETTINGS, fails_at=5)
+    assert "out of memory" in said
+    second, _ = comparison_of(*SETTINGS)
+    shown = [[part.replace("/whole", "") for part in command] for command in whole]
+    assert first + second == shown
+    again, _ = comparison_of(*SETTINGS)
+    assert all(command[1] == "report" for command in again)
+    _, said = comparison_of(*SETTINGS, "--", "--lr", "1")
+    assert "go on with those, or take another --output" in said
 
 
 def test_a_suites_folder_is_a_path_and_nothing_else(tmp_path, monkeypatch):

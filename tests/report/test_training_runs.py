@@ -9,6 +9,7 @@ from support.report_results import put, save_nothing
 
 from diffclip_openclip.report import command
 from diffclip_openclip.report.comparison import our_entries
+from diffclip_openclip.report.curves import checkpoints_of
 from diffclip_openclip.report.evaluated_models import group_runs, read_models
 from diffclip_openclip.report.paper import load_paper
 from diffclip_openclip.report.table_formats import csv_text
@@ -68,6 +69,26 @@ def test_groups_without_common_seeds_are_compared_by_welchs_test(seeds_of, tmp_p
     row = _records(tmp_path)["DiffCLIP-nano"]
     assert row["by seed"] == "False"
     assert float(row["p"]) == pytest.approx(ttest_ind(FIRST, BASE, equal_var=False).pvalue, abs=5e-5)
+
+
+def test_a_group_has_one_curve(tmp_path):
+    """The means of its runs, at the epochs that all of them have."""
+    for seed, scores in enumerate([{2: 0.1, 4: 0.2, 6: 0.3}, {2: 0.3, 4: 0.6}]):
+        for epoch, value in scores.items():
+            fields = {
+                "run": f"seed{seed}",
+                "epoch": epoch,
+                "training_seed": seed,
+                "checkpoint_sha256": f"{seed}{epoch}",
+            }
+            label = f"DiffCLIP-nano seed{seed} epoch_{epoch}"
+            put(
+                tmp_path, label, "few_shot", "dtd", {"accuracy": value}, pretrained=f"{seed}/epoch_{epoch}.pt", **fields
+            )
+    models = read_models(tmp_path)
+    curve = [(e.name, e.epoch, e.scores["few_shot/dtd"].value) for e in checkpoints_of(models, ["D=* seed*"])]
+    assert curve == [("D epoch_2", 2, pytest.approx(20)), ("D epoch_4", 4, pytest.approx(40))]
+    assert len(checkpoints_of(models)) == 5
 
 
 def test_the_report_has_the_table_where_there_are_groups(tmp_path, monkeypatch):

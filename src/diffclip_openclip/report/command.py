@@ -67,7 +67,7 @@ def report(
     paper, ours = paper_entries(rows), our_entries(models, rows, match=match, baseline=baseline)
     runs_table = make_runs_table(ours)
     tables = [*make_tables(paper, ours, models), *([runs_table] if runs_table else [])]
-    figures = make_figures(paper, ours, checkpoints_of(all_models))
+    figures = make_figures(paper, ours, checkpoints_of(all_models, group))
     said = remarks(models, ours)
     with staged(output, overwrite, _REPORT) as new:
         for folder in (new, new / "tables", new / "figures"):

@@ -1,25 +1,43 @@
 """Follow scores over the epochs of training runs of which several checkpoints were evaluated."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from diffclip_openclip.report.bars import whisker
 from diffclip_openclip.report.comparison import Entry, family_of
-from diffclip_openclip.report.evaluated_models import EvaluatedModel
+from diffclip_openclip.report.evaluated_models import EvaluatedModel, mean_of_runs, members
 from diffclip_openclip.report.styles import INK, Style, outline
 
 CURVE_MARKERS: dict[str, Any] = {"markersize": 3.5, "markeredgewidth": 0.5}
 
 
-def checkpoints_of(models: Sequence[EvaluatedModel]) -> list[Entry]:
-    """Return the checkpoints of all runs of which several were evaluated, by run and epoch."""
+def checkpoints_of(models: Sequence[EvaluatedModel], groups: Sequence[str] = ()) -> list[Entry]:
+    """Return the checkpoints of all runs of which several were evaluated, by run and epoch.
+
+    Args:
+        groups: as :func:`~diffclip_openclip.report.evaluated_models.group_runs` takes them. A group has one curve: its
+            runs' means at each epoch that is there of all of them.
+    """
     several = [model for run in _runs(models).values() if len(run) > 1 for model in run]
+    grouped = members(several, groups)
+    taken = {model.name for runs in grouped.values() for model in runs}
+    single = [(model, model.checkpoint[1]) for model in several if model.checkpoint and model.name not in taken]
     return [
-        Entry(model.name, family_of(model), model.scores, is_ours=True, epoch=model.checkpoint[1])
-        for model in several
-        if model.checkpoint
+        Entry(model.name, family_of(model), model.scores, is_ours=True, epoch=epoch)
+        for model, epoch in (*single, *(mean for name, runs in grouped.items() for mean in _means(name, runs)))
     ]
+
+
+def _means(name: str, runs: Sequence[EvaluatedModel]) -> Iterator[tuple[EvaluatedModel, int]]:
+    by_epoch: dict[int, list[EvaluatedModel]] = {}
+    for model in runs:
+        if model.checkpoint:
+            by_epoch.setdefault(model.checkpoint[1], []).append(model)
+    most = max(map(len, by_epoch.values()), default=0)
+    for epoch, own in sorted(by_epoch.items()):
+        if len(own) == most > 1:
+            yield mean_of_runs(f"{name} epoch_{epoch}", own), epoch
 
 
 def last_checkpoints(models: Sequence[EvaluatedModel], named: Collection[str]) -> list[EvaluatedModel]:

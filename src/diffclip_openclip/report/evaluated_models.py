@@ -176,13 +176,7 @@ def group_runs(models: Sequence[EvaluatedModel], groups: Sequence[str]) -> list[
         ValueError: a group has another form or a name that is taken, matches fewer than two models, or one of another
             group.
     """
-    found: dict[str, list[EvaluatedModel]] = {}
-    for text in groups:
-        name, sign, pattern = text.partition("=")
-        if not (name and sign and pattern):
-            raise ValueError(f"--group {text!r} is not of the form NAME=PATTERN, as in 'DiffCLIP=DiffCLIP-B-16 seed*'")
-        matching = [model for model in models if model.name == pattern or fnmatchcase(model.name, pattern)]
-        found.setdefault(name, []).extend(model for model in matching if model not in found[name])
+    found = members(models, groups)
     taken: dict[str, str] = {}
     for name, runs in found.items():
         names = ", ".join(model.name for model in models)
@@ -194,10 +188,27 @@ def group_runs(models: Sequence[EvaluatedModel], groups: Sequence[str]) -> list[
     single = [model for model in models if model.name not in taken]
     if clash := found.keys() & {model.name for model in single}:
         raise ValueError(f"--group {min(clash)!r} is the name of a model that is in no group; choose another")
-    return sorted((*single, *(_mean_of_runs(*item) for item in found.items())), key=lambda model: model.name)
+    return sorted((*single, *(mean_of_runs(*item) for item in found.items())), key=lambda model: model.name)
 
 
-def _mean_of_runs(name: str, runs: Sequence[EvaluatedModel]) -> EvaluatedModel:
+def members(models: Sequence[EvaluatedModel], groups: Sequence[str]) -> dict[str, list[EvaluatedModel]]:
+    """Return the models that each group's patterns match, as :func:`group_runs` takes them.
+
+    Raises:
+        ValueError: a group has another form.
+    """
+    found: dict[str, list[EvaluatedModel]] = {}
+    for text in groups:
+        name, sign, pattern = text.partition("=")
+        if not (name and sign and pattern):
+            raise ValueError(f"--group {text!r} is not of the form NAME=PATTERN, as in 'DiffCLIP=DiffCLIP-B-16 seed*'")
+        matching = [model for model in models if model.name == pattern or fnmatchcase(model.name, pattern)]
+        found.setdefault(name, []).extend(model for model in matching if model not in found[name])
+    return found
+
+
+def mean_of_runs(name: str, runs: Sequence[EvaluatedModel]) -> EvaluatedModel:
+    """Return the model of which several training runs' mean scores are."""
     keys = [key for key in runs[0].scores if all(key in run.scores for run in runs)]
     architectures, precisions = {run.architecture for run in runs}, {run.precision for run in runs}
     return EvaluatedModel(

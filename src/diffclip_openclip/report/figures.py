@@ -134,7 +134,10 @@ def _over_epochs(checkpoints: Sequence[Entry]) -> Iterator[Figure]:
         if len({entry.epoch for entry in drawn}) > 1:
             panels.append(Panel(column.title, (column,), drawn))
     if panels:
-        notes = ("A line is a training run. Each panel has a scale of its own, which need not begin at 0.",)
+        notes = (
+            "A line is a training run, or the mean of several (--group).",
+            "Each panel has a scale of its own, which need not begin at 0.",
+        )
         yield Figure(
             EPOCHS_NAME, "Over the epochs of training", "curves", tuple(panels), (*notes, *_error_notes(panels))
         )

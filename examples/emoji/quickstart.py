@@ -36,6 +36,9 @@ def prepare_environment() -> None:
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     # the data loader's process needs the cores on which the trainer's threads would otherwise spin
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # glibc keeps freed memory, whose pages would be given back and made anew in each step
+    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 32))
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 25))
 
 
 def training_command(model: str, runs: Path, epochs: int, seed: int = 0) -> list[str]:

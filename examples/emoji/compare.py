@@ -137,9 +137,9 @@ class Comparison:
                 self._run(curves, folder, lock)
                 self._run(last, folder, lock)
             for name in ARMS:
-                last = self.checkpoint(seed, name)
-                for other in last.parent.glob("*.pt"):
-                    if other != last:
+                kept = self.checkpoint(seed, name)
+                for other in kept.parent.glob("*.pt"):
+                    if other != kept:
                         other.unlink()
             (folder / "done").touch()
 

@@ -26,7 +26,9 @@ def test_a_runs_folder_is_all_of_its_checkpoints(suite, spec, tmp_path):
     for given in (str(run), str(run / "checkpoints"), f"{name},{run}"):
         jobs, _ = plan([given], [str(suite)], names=["mmvp"])
         assert [job.spec for job in jobs] == [f"{name},{run}/checkpoints/epoch_{at}.pt" for at in (1, 2, 10)]
-        assert [job.provenance for job in jobs] == [{"run": "a-run", "epoch": at} for at in (1, 2, 10)]
+        assert [job.provenance for job in jobs] == [
+            {"run": "a-run", "epoch": at, "training_seed": 5} for at in (1, 2, 10)
+        ]
     (run / "params.txt").unlink()
     with pytest.raises(ValueError, match="does not say its model"):
         plan([str(run)], [str(suite)], names=["mmvp"])

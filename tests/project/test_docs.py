@@ -44,7 +44,7 @@ def workspace(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     checkpoint = {"epoch": 1, "name": "run", "state_dict": open_clip.create_model(MODEL).state_dict()}
     (folder / "logs" / "run" / "checkpoints").mkdir(parents=True)
-    (folder / "logs" / "run" / "params.txt").write_text(f"model: {MODEL}\npretrained: \n")
+    (folder / "logs" / "run" / "params.txt").write_text(f"model: {MODEL}\npretrained: \nseed: 0\n")
     torch.save(checkpoint, folder / "logs" / "run" / "checkpoints" / "epoch_1.pt")
     assert main(["convert", str(folder / "logs" / "run" / "checkpoints" / "epoch_1.pt"), str(folder / "OUT")]) == 0
     [(_, drawing)] = read_tar(EMOJI / "train" / "noto.tar", 1)

@@ -52,7 +52,7 @@ def write_run(logs: Path) -> Path:
     path = run / "checkpoints" / "epoch_2.pt"
     state_dict = open_clip.create_model("DiffCLIP-nano").state_dict()
     torch.save({"epoch": 2, "name": "a-run", "state_dict": state_dict}, path)
-    (run / "params.txt").write_text("image_mean: [0.1, 0.2, 0.3]\nimage_std: None\nmodel: DiffCLIP-nano\n")
+    (run / "params.txt").write_text("image_mean: [0.1, 0.2, 0.3]\nimage_std: None\nmodel: DiffCLIP-nano\nseed: 5\n")
     return path
 
 

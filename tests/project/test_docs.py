@@ -44,7 +44,7 @@ def workspace(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     checkpoint = {"epoch": 1, "name": "run", "state_dict": open_clip.create_model(MODEL).state_dict()}
     (folder / "logs" / "run" / "checkpoints").mkdir(parents=True)
-    (folder / "logs" / "run" / "params.txt").write_text(f"model: {MODEL}\npretrained: \nseed: 0\n")
+    (folder / "logs" / "run" / "params.txt").write_text(f"model: {MODEL}\npretrained: \n")
     torch.save(checkpoint, folder / "logs" / "run" / "checkpoints" / "epoch_1.pt")
     assert main(["convert", str(folder / "logs" / "run" / "checkpoints" / "epoch_1.pt"), str(folder / "OUT")]) == 0
     [(_, drawing)] = read_tar(EMOJI / "train" / "noto.tar", 1)
@@ -53,7 +53,7 @@ def workspace(tmp_path_factory) -> Path:
     model = {"label": MODEL, "model": MODEL, "pretrained": "epoch_1.pt"} | hashes
     identity = results.Identity(task=catalog.FEW_SHOT, dataset="dtd", **model, precision="fp32", seed=0)
     outcomes = {"accuracy": np.full(10, 0.5)}
-    known = {"captions": {"test": 1}, "provenance": {"run": "run", "epoch": 1}}
+    known = {"captions": {"test": 1}, "provenance": {"run": "run", "epoch": 1, "training_seed": 0}}
     results.write(
         identity, folder / "RESULTS", {"accuracy": 0.5}, outcomes=outcomes, device="cpu", seconds=1.0, **known
     )

@@ -171,9 +171,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="a classification set in clip_benchmark's layout")
     parser.add_argument("--num-images", type=int, default=500, help="default: %(default)s")
     args = parser.parse_args()
-    check_arguments(args)
+    specs = check_arguments(args)
     data = read_images(args.data, args.num_images, args.seed)
-    groups = load_groups(args.model, args.device)
+    groups = load_groups(specs, args.device)
     rows = attention_inside(groups, data, batch_size=args.batch_size, device=args.device)
     print(table(rows))
     content = {"data": args.data.name, "images": len(data.images), "rows": rows}

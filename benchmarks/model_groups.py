@@ -2,12 +2,14 @@
 
 A group holds the checkpoints of one training with several seeds. Benchmarks take ``--model [GROUP=]MODEL`` once for
 each checkpoint, MODEL as :mod:`~diffclip_openclip.weights.spec` reads it. Without GROUP, those of one NAME are a group.
+``--runs DIR`` takes the models that examples/emoji/compare.py trained, of the seeds that are trained in all its models.
 Groups with equally many checkpoints are compared seed by seed, so give the seeds of all groups in the same order.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +21,18 @@ from PIL import Image
 from diffclip_openclip.data.layout import locate
 from diffclip_openclip.data.shards import read_shard
 from diffclip_openclip.evaluation.zero_shot import TEMPLATE_SETS
-from diffclip_openclip.files import check_place
+from diffclip_openclip.files import check_place, read_json
 from diffclip_openclip.report.uncertainty import share_interval
 from diffclip_openclip.weights.loading import LoadedModel, load_model
 from diffclip_openclip.weights.spec import parse_spec
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "emoji"))
+
+from compare import ARMS, Comparison
+
 LEVEL = 0.95  # of all intervals
 
+Specs = Mapping[str, Sequence[str]]  # of each group, the models' names
 Groups = Mapping[str, Sequence[LoadedModel]]
 
 
@@ -39,11 +46,9 @@ def group_specs(texts: Sequence[str]) -> dict[str, list[str]]:
         texts: ``[GROUP=]MODEL`` each.
 
     Raises:
-        ValueError: there is no model, or open_clip does not know it.
+        ValueError: open_clip does not know a model.
         FileNotFoundError: its weights are not there.
     """
-    if not texts:
-        raise ValueError("there is no model to measure; give at least one --model [GROUP=]NAME,CHECKPOINT")
     groups: dict[str, list[str]] = {}
     for text in texts:
         name, sign, model = text.partition("=")
@@ -54,9 +59,35 @@ def group_specs(texts: Sequence[str]) -> dict[str, list[str]]:
     return groups
 
 
-def load_groups(texts: Sequence[str], device: str = "cpu") -> dict[str, list[LoadedModel]]:
-    """Load the models of each group; errors are those of :func:`group_specs` and of ``load_model``."""
-    return {group: [load_model(spec, device) for spec in specs] for group, specs in group_specs(texts).items()}
+def run_specs(folder: Path) -> dict[str, list[str]]:
+    """Return the models that examples/emoji/compare.py trained, by its titles, of the seeds that all of them have.
+
+    Args:
+        folder: its ``--output``.
+
+    Raises:
+        FileNotFoundError: it trained nothing there.
+        ValueError: no seed is trained in all models yet.
+    """
+    settings = read_json(folder / "settings.json")
+    comparison = Comparison(
+        folder, settings["epochs"], settings["continued_epochs"], settings["points"], settings["flags"]
+    )
+    comparison.output = folder  # as it was given, so that results hold no absolute path
+    done = {path.parent.name for path in (folder / "runs").glob("seed*-*/done")}
+    seeds = {int(name.removeprefix("seed").partition("-")[0]) for name in done}
+    complete = [seed for seed in sorted(seeds) if all(f"seed{seed}-{name}" in done for name in ARMS)]
+    if not complete:
+        raise ValueError(f"{folder} has no seed that is trained in all of {', '.join(ARMS)} yet")
+    return {
+        arm.title: [f"{arm.model},{comparison.checkpoint(seed, name)}" for seed in complete]
+        for name, arm in ARMS.items()
+    }
+
+
+def load_groups(specs: Specs, device: str = "cpu") -> dict[str, list[LoadedModel]]:
+    """Load the models of each group; errors are those of ``load_model``."""
+    return {group: [load_model(spec, device) for spec in own] for group, own in specs.items()}
 
 
 # images
@@ -165,8 +196,9 @@ def difference(own: Estimate, base: Estimate) -> Estimate | None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that all of these benchmarks have."""
     parser.add_argument(
-        "--model", action="append", required=True, metavar="[GROUP=]MODEL", help="NAME,CHECKPOINT, say; repeatable"
+        "--model", action="append", default=[], metavar="[GROUP=]MODEL", help="NAME,CHECKPOINT, say; repeatable"
     )
+    parser.add_argument("--runs", type=Path, metavar="DIR", help="what examples/emoji/compare.py wrote")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=64, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn; default: %(default)s")
@@ -174,16 +206,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true")
 
 
-def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse an output that cannot be written, and models that are not there, before anything is measured.
+def check_arguments(args: argparse.Namespace) -> dict[str, list[str]]:
+    """Return the models of each group; refuse an output that cannot be written before anything is measured.
 
     Raises:
-        ValueError: the output is no .json file, or as :func:`group_specs`.
-        FileExistsError: it exists, and ``--overwrite`` is not given.
+        ValueError: the output is no .json file, there is no model, or as :func:`group_specs` and :func:`run_specs`.
+        FileExistsError: the output exists, and ``--overwrite`` is not given.
         FileNotFoundError: its folder or a model is not there.
     """
     if args.output.suffix != ".json":
         raise ValueError(f"{args.output} does not end in .json; the figure goes beside it, as .png")
     for path in (args.output, args.output.with_suffix(".png")):
         check_place(path, args.overwrite)
-    group_specs(args.model)
+    specs = (run_specs(args.runs) if args.runs else {}) | group_specs(args.model)
+    if not specs:
+        raise ValueError("there is no model to measure; give --runs DIR or --model [GROUP=]NAME,CHECKPOINT")
+    return specs

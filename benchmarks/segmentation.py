@@ -247,9 +247,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.voc is None and args.ade20k is None:
         parser.error("there is nothing to segment; give --voc, --ade20k or both")
-    check_arguments(args)
+    specs = check_arguments(args)
     sets = [read(root) for read, root in ((read_voc, args.voc), (read_ade20k, args.ade20k)) if root is not None]
-    groups = load_groups(args.model, args.device)
+    groups = load_groups(specs, args.device)
     rows = segmentation(groups, sets, device=args.device, seed=args.seed)
     print(table(rows))
     write_results(args.output, {"rows": rows}, groups=groups, device=args.device, overwrite=args.overwrite)

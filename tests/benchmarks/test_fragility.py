@@ -105,7 +105,7 @@ def test_pixels_are_those_that_the_model_sees(nano_checkpoints, eval_root):
 @pytest.fixture(scope="module")
 def attacked(nano_checkpoints, eval_root):
     """Attack drawn weights. An image in four is of the class that the first model sees in it, and so on."""
-    groups = load_groups([*nano_checkpoints["CLIP-nano-baseline"], *nano_checkpoints["DiffCLIP-nano"]])
+    groups = load_groups({name: nano_checkpoints[name] for name in ("CLIP-nano-baseline", "DiffCLIP-nano")})
     data = read_images(eval_root / "groups", 32)
     everyone = [loaded for models in groups.values() for loaded in models]
     with torch.no_grad():

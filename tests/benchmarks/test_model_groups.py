@@ -1,5 +1,6 @@
 """Benchmarks of several models group them by seed, draw the same images for all, and tell what their figures are of."""
 
+import argparse
 import json
 import sys
 from importlib.metadata import version
@@ -7,7 +8,19 @@ from importlib.metadata import version
 import pytest
 import torch
 from group_outputs import Curve, Panel, make_row, markdown, save_figure, write_results
-from model_groups import Estimate, difference, group_specs, load_groups, over_seeds, over_seeds_or_images, read_images
+from model_groups import (
+    ARMS,
+    Estimate,
+    add_arguments,
+    check_arguments,
+    difference,
+    group_specs,
+    load_groups,
+    over_seeds,
+    over_seeds_or_images,
+    read_images,
+    run_specs,
+)
 
 
 def test_checkpoints_are_grouped_by_name_or_by_the_name_given(nano_checkpoints, tmp_path):
@@ -20,8 +33,28 @@ def test_checkpoints_are_grouped_by_name_or_by_the_name_given(nano_checkpoints, 
         "continued": [plain[1]],
     }
     assert group_specs([f"CLIP-nano-baseline,{odd}"]) == {"CLIP-nano-baseline": [f"CLIP-nano-baseline,{odd}"]}
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
     with pytest.raises(ValueError, match="there is no model to measure"):
-        group_specs([])
+        check_arguments(parser.parse_args(["--output", str(tmp_path / "out.json")]))
+
+
+def test_runs_of_the_comparison_are_those_of_seeds_that_are_complete(tmp_path):
+    settings = {"epochs": 12, "continued_epochs": 6, "points": 6, "flags": []}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    folders = [tmp_path / "runs" / f"seed{seed}-{name}" for seed in (0, 1, 10) for name in ARMS]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    with pytest.raises(ValueError, match="has no seed that is trained in all of baseline, gated"):
+        run_specs(tmp_path)
+    for folder in folders:
+        (folder / "done").touch()
+    (tmp_path / "runs" / "seed1-v2" / "done").unlink()
+    found = run_specs(tmp_path)
+    assert next(iter(found)) == "CLIP"
+    checkpoints = [f"{tmp_path}/runs/seed{seed}-diffclip/checkpoints/epoch_12.pt" for seed in (0, 10)]
+    assert found["DiffCLIP"] == [f"DiffCLIP-nano,{path}" for path in checkpoints]
+    assert found["V2, warm-started"][0].endswith("seed0-warm-v2/checkpoints/epoch_6.pt")
 
 
 def test_the_interval_is_students():
@@ -67,7 +100,7 @@ def test_images_are_drawn_alike_each_time(eval_root):
 def test_results_say_where_they_are_from(nano_checkpoints, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["measure.py", "--model", "a b"])
     specs = nano_checkpoints["DiffCLIP-nano"]
-    groups = load_groups(specs[:1])
+    groups = load_groups({"DiffCLIP-nano": specs[:1]})
     estimate = over_seeds([0.1, float("nan")])
     path = tmp_path / "out.json"
     row = make_row(estimate, difference(estimate, estimate), layer=3)

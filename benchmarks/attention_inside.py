@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,6 +40,7 @@ from model_groups import (
     Groups,
     LabelledImages,
     add_arguments,
+    add_data_arguments,
     check_arguments,
     difference,
     load_groups,
@@ -168,8 +168,7 @@ def attention_inside(groups: Groups, data: LabelledImages, *, batch_size: int, d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
-    parser.add_argument("--data", type=Path, required=True, help="a classification set in clip_benchmark's layout")
-    parser.add_argument("--num-images", type=int, default=500, help="default: %(default)s")
+    add_data_arguments(parser)
     args = parser.parse_args()
     specs = check_arguments(args)
     data = read_images(args.data, args.num_images, args.seed)

@@ -25,7 +25,6 @@ import copy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +35,7 @@ from model_groups import (
     Groups,
     LabelledImages,
     add_arguments,
+    add_data_arguments,
     check_arguments,
     difference,
     load_groups,
@@ -260,8 +260,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
-    parser.add_argument("--data", type=Path, required=True, help="a classification set in clip_benchmark's layout")
-    parser.add_argument("--num-images", type=int, default=500, help="default: %(default)s")
+    add_data_arguments(parser)
     args = parser.parse_args()
     specs = check_arguments(args)
     data = read_images(args.data, args.num_images, args.seed)

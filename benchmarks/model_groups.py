@@ -200,10 +200,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--runs", type=Path, metavar="DIR", help="what examples/emoji/compare.py wrote")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
-    parser.add_argument("--batch-size", type=int, default=64, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn; default: %(default)s")
     parser.add_argument("--output", type=Path, metavar="FILE.json", required=True, help="the figure goes beside it")
     parser.add_argument("--overwrite", action="store_true")
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of benchmarks that show a classification set's images to the models."""
+    parser.add_argument("--data", type=Path, required=True, help="a classification set in clip_benchmark's layout")
+    parser.add_argument("--num-images", type=int, default=500, help="default: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=64, help="default: %(default)s")
 
 
 def check_arguments(args: argparse.Namespace) -> dict[str, list[str]]:

@@ -90,7 +90,7 @@ measure() {
         return
     fi
     run "$PYTHON" "$HERE/$script" --model "CLIP=local-dir:$OUT/CLIP" --model "DiffCLIP=local-dir:$OUT/DiffCLIP" \
-        --device "$DEVICE" --batch-size "$BATCH_SIZE" --output "$OUT/$name.json" --overwrite "$@"
+        --device "$DEVICE" --output "$OUT/$name.json" --overwrite "$@"
 }
 
 pictures() {
@@ -120,6 +120,7 @@ score() {
 }
 
 stage() {
+    local images=(--data "$IMAGENET" --num-images "$NUM_IMAGES" --batch-size "$BATCH_SIZE")
     [[ $1 == models || (-d $OUT/CLIP && -d $OUT/DiffCLIP) ]] || fail "there are no models in $OUT yet: $0 models"
     case $1 in
     models)
@@ -128,8 +129,8 @@ stage() {
         ;;
     pictures) pictures ;;
     score) score ;;
-    sinks) measure sinks attention_inside.py --data "$IMAGENET" --num-images "$NUM_IMAGES" ;;
-    attack) measure attack fragility.py --data "$IMAGENET" --num-images "$NUM_IMAGES" ;;
+    sinks) measure sinks attention_inside.py "${images[@]}" ;;
+    attack) measure attack fragility.py "${images[@]}" ;;
     voc) measure voc segmentation.py --voc "$VOC" ;;
     ade20k) measure ade20k segmentation.py --ade20k "$ADE20K" ;;
     esac

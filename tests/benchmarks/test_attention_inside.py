@@ -82,7 +82,7 @@ def inputs():
     return torch.randn(3, 3, 48, 48, generator=generator), texts
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, "CLIP-nano-gated"])
 def test_measures_are_of_the_models_own_calls(name, inputs):
     torch.manual_seed(0)
     model = open_clip.create_model(name).eval()

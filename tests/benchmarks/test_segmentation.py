@@ -108,6 +108,8 @@ def _values_alone(model, image):
     own = last.norm1(x)
     attention, C = last.attn, x.shape[-1]
     v = attention.qkv(own)[..., -C:]  # values are the last rows in all versions
+    if getattr(attention, "gate", None) is not None:
+        v = v * attention.gate(own).sigmoid()
     if hasattr(attention, "sub_norm"):
         sign = torch.sign(1 - attention.compute_lambda())
         e = 2 * attention.head_dim
@@ -121,7 +123,7 @@ def _values_alone(model, image):
     return F.normalize(model.visual.head(x[:, 1:]), dim=-1).unflatten(1, (4, 4))
 
 
-@pytest.mark.parametrize("name", ["CLIP-nano-baseline", "DiffCLIP-nano", "DiffCLIP-V2-nano"])
+@pytest.mark.parametrize("name", ["CLIP-nano-baseline", "CLIP-nano-gated", "DiffCLIP-nano", "DiffCLIP-V2-nano"])
 def test_the_read_out_is_maskclips(name, image):
     torch.manual_seed(0)
     model = open_clip.create_model(name).eval()

@@ -127,7 +127,7 @@ def panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
             curves = _curves(rows, tower, measure)
             if measure == "sink":
                 curves += _curves(rows, tower, "sink of A1", dashed=True)
-            made.append(Panel(f"{tower}: {measure}", "layer", label, curves, log=measure == "sink"))
+            made.append(Panel(f"{tower} tower:\n{measure}", "layer", label, curves, log=measure == "sink"))
     return made
 
 

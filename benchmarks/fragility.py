@@ -241,7 +241,9 @@ def panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
         Panel("flipped", x, "share of correct", curves("flipped", "attack") + curves("flipped", "noise", True)),
     ]
     transferred = [(group, curves("flipped", f"attack on {group}")) for group in groups]
-    return made + [Panel(f"flipped by the attack on {group}", x, "share of correct", own) for group, own in transferred]
+    return made + [
+        Panel(f"flipped by the\nattack on {group}", x, "share of correct", own) for group, own in transferred
+    ]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from diffclip_openclip.report.styles import INK, RC, outline, styles_of
 
 _PANEL_HEIGHT = 1.6  # inches
 _BAND = 0.15  # opacity of an interval
+_MORE_COLORS = ("#8e8e8e", "#2f7d4f", "#b5651d", "#b03a48")  # of groups that the paper does not have, as lines cross
 
 
 def write_results(path: Path, content: Mapping[str, Any], *, groups: Groups, device: str, overwrite: bool) -> None:
@@ -91,7 +92,11 @@ def save_figure(panels: Sequence[Panel], groups: Groups, path: Path, *, columns:
 
     families = [family(models[0].architecture) for models in groups.values()]
     entries = [Entry(group, kind, {}, is_ours=True) for group, kind in zip(groups, families, strict=True)]
-    styles = dict(zip(groups, styles_of(entries), strict=True))
+    colors = iter(_MORE_COLORS)
+    styles = {
+        entry.name: replace(style, color=next(colors, style.color)) if entry.family == OTHER else style
+        for entry, style in zip(entries, styles_of(entries), strict=True)
+    }
     rows = math.ceil(len(panels) / columns)
     with rc_context(RC):
         canvas = Figure(figsize=(WIDE, rows * _PANEL_HEIGHT + 0.3), layout="constrained")
@@ -110,6 +115,8 @@ def save_figure(panels: Sequence[Panel], groups: Groups, path: Path, *, columns:
             axis.set_xticks(sorted({x for curve in panel.curves for x in curve.x}), panel.names or None)
             if panel.log:
                 axis.set_yscale("log")
+                for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+                    ticks(lambda value, _: f"{value:g}")
             axis.grid(axis="y", alpha=0.3, linewidth=0.4)
         for axis in axes[len(panels) :]:
             axis.axis("off")

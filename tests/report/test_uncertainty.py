@@ -149,8 +149,9 @@ def test_runs_of_the_same_seeds():
     interval = ttest_1samp([1, 2, 3], 0).confidence_interval()
     assert runs_interval([1, 2, 3]) == Interval(*map(pytest.approx, interval))
     assert seeds_difference((3,), (1,)) is None
-    assert not seeds_difference((3, 4), (2, 3)).within_noise  # better by the same with each seed
-    assert seeds_difference((3, 4), (3, 4)).within_noise
+    for base in ((2, 3), (3, 4)):  # the same difference with each seed, which is not certain for that
+        assert seeds_difference((3, 4), base) == runs_difference((3, 4), base)
+        assert seeds_difference((3, 4), base).within_noise
 
 
 def test_holms_correction():
@@ -168,6 +169,7 @@ def test_power_is_the_textbooks(effect, runs):
     assert found[0] > effect > found[1]
     assert detectable(_of_unit_deviation(runs), comparisons=6) > found[1]
     assert detectable(Difference(1.0, 0.5)) is None
+    assert detectable(Difference(0.0, 1.0, 4.0)) is None
 
 
 def _of_unit_deviation(runs):

@@ -19,7 +19,7 @@ _RECORD = (
 _NOTES = (
     "95 %: Student's interval over training runs.",
     "Difference: to {baselines}, by Student's test of the differences seed by seed where both models have the same "
-    "seeds, otherwise (w) by Welch's test.",
+    "seeds, otherwise, or where they all differ alike, by Welch's test (w).",
     "p (Holm): corrected for the comparisons with the same baseline in the same score. "
     f"Below {LEVEL:g} a difference is beyond noise.",
     f"Detectable: the smallest true difference that such a test would find with a power of {POWER:.0%}, given the "

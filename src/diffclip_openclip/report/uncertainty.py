@@ -145,14 +145,15 @@ def runs_difference(own: Sequence[float], base: Sequence[float]) -> Difference |
 def seeds_difference(own: Sequence[float], base: Sequence[float]) -> Difference | None:
     """Compare two models' training runs seed by seed by Student's test; None with fewer than two seeds.
 
+    Differences that are all the same, as few seeds and few test samples may give, would pass for certain. Such runs are
+    compared by Welch's test.
+
     Args:
         own, base: the scores by seed, of the same seeds in the same order.
     """
     differences = [a - b for a, b in zip(own, base, strict=True)]
-    if len(differences) < 2:
-        return None
-    if statistics.stdev(differences) < 1e-9:
-        return Difference(0.0, float(abs(differences[0]) < 1e-9), len(differences) - 1.0, by_seed=True)
+    if len(differences) < 2 or statistics.stdev(differences) < 1e-9:
+        return runs_difference(own, base)
     from scipy.stats import ttest_rel
 
     found = ttest_rel(own, base)
@@ -188,7 +189,7 @@ def detectable(difference: Difference, comparisons: int = 1) -> float | None:
     Args:
         comparisons: how many p-values are corrected together; the level is LEVEL / comparisons, of Holm's first step.
     """
-    if difference.df is None:
+    if difference.df is None or not difference.half:
         return None
     from scipy.optimize import brentq
     from scipy.stats import nct, t

@@ -150,6 +150,11 @@ class Comparison:
             for ending, is_continued in (("", False), ("-continued", True))
         }
 
+    @staticmethod
+    def groups(names: list[str], seeds: list[int]) -> list[str]:
+        """Return the report's groups: a model's runs with these seeds."""
+        return [f"{ARMS[name].title}=* seed{seed}-{name} epoch_*" for name in names for seed in seeds]
+
     def complete(self, seeds: list[int]) -> list[int]:
         """Return the seeds that are trained and evaluated."""
         return [seed for seed in seeds if (self.output / "runs" / f"seed{seed}" / "done").exists()]
@@ -228,9 +233,7 @@ def report(comparison: Comparison, seeds: list[int]) -> None:
     for (results, names), folder in zip(comparison.results().items(), ("report", "report-continued"), strict=True):
         command = ["diffclip", "report", str(results), "--output", str(comparison.output / folder), "--overwrite"]
         command += ["--baseline", ARMS[names[0]].title]
-        for name in names:
-            for seed in seeds:
-                command += ["--group", f"{ARMS[name].title}=* seed{seed}-{name} epoch_*"]
+        command += [part for group in comparison.groups(names, seeds) for part in ("--group", group)]
         run(command)
 
 

@@ -14,11 +14,6 @@ from support.common import EMOJI, REPOSITORY
 from support.report_results import put
 
 from diffclip_cli.main import build_parser
-from diffclip_openclip.report.comparison import our_entries
-from diffclip_openclip.report.evaluated_models import group_runs, read_models
-from diffclip_openclip.report.paper import load_paper
-from diffclip_openclip.report.table_formats import markdown
-from diffclip_openclip.report.tables import make_tables
 
 KEY = re.compile(r"(noto|twemoji|openmoji|fluent)_([0-9a-f-]+)(_label|_tags)?")
 TRAIN = {"noto": "train/noto.tar", "twemoji": "train/twemoji.tar", "openmoji": "train-openmoji/openmoji.tar"}
@@ -156,40 +151,14 @@ def test_build_refuses_a_damaged_package_and_leaves_no_trace(tmp_path):
 
 
 @pytest.mark.usefixtures("emoji_scripts")
-def test_benchmarks_have_the_figures_of_the_comparison(tmp_path):
-    """Let the report make the table of what was recorded, as compare.py does of new results."""
-    import report
+def test_benchmarks_have_what_follows_from_the_record():
+    import record
 
-    figures = json.loads((REPOSITORY / "benchmarks" / "results" / "emoji-comparison.json").read_text(encoding="utf-8"))
-    assert all(len(row["values"]) == len(figures["seeds"]) == 3 for row in figures["rows"])
-    page = (REPOSITORY / "benchmarks" / "README.md").read_text(encoding="utf-8")
-    metrics = {(split.title, title): (split, key) for split in report.SPLITS for key, title, _ in split.metrics}
-    results: dict[tuple[str, int, str], dict[str, float]] = {}
-    for row in figures["rows"]:
-        split, key = metrics[row["split"], row["metric"]]
-        for seed, value in zip(figures["seeds"], row["values"], strict=True):
-            results.setdefault((figures["models"][row["model"]], seed, split.name), {})[key] = value / 100
-    tasks = {split.name: split.task for split in report.SPLITS}
-    for (model, seed, name), found in results.items():
-        complete = {f"{kind}_retrieval_recall@{k}": None for kind in ("image", "text") for k in (1, 10)} | found
-        fields = {"templates": "own", "checkpoint_sha256": f"{seed}{model}", "seed": None}
-        put(tmp_path, f"{model} epoch_latest", tasks[name], name, complete, folder=f"{model}{seed}", **fields)
-    models = group_runs(read_models(tmp_path), [f"{name}={model} *" for name, model in figures["models"].items()])
-    table = next(table for table in make_tables({}, our_entries(models, load_paper()), models) if table.name == "other")
-    lines = [line for line in markdown(table).splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + len(metrics)
-    assert "\n".join(lines) in page
-    plain = {(row["split"], row["metric"]): row["values"] for row in figures["rows"] if row["model"] == "CLIP"}
-    for model, stated in (("DiffCLIP†", "in 25"), ("DiffCLIP*", "in 23"), ("DiffCLIP", "in 16")):
-        own = [row for row in figures["rows"] if row["model"] == model]
-        better = [
-            ours > theirs
-            for row in own
-            for ours, theirs in zip(row["values"], plain[row["split"], row["metric"]], strict=True)
-        ]
-        assert len(better) == 27
-        assert f"{model} is above CLIP {stated}" in page or f"{model} {stated}" in page
-        assert sum(better) == int(stated.split()[1])
+    recorded = json.loads(record.RECORD.read_text(encoding="utf-8"))
+    for comparison in recorded["comparisons"]:
+        values = [runs for by_title in comparison["scores"].values() for runs in by_title.values()]
+        assert {len(runs) for runs in values} == {len(recorded["seeds"])}
+    assert record.block(recorded) == record.block_of(record.PAGE.read_text(encoding="utf-8"))
 
 
 def _option(command, name):
@@ -300,6 +269,50 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(comparison_of, tmp_p
     assert all(command[1] == "report" for command in again)
     _, said = comparison_of(*SETTINGS, "--", "--lr", "1")
     assert "go on with those, or take another --output" in said
+
+
+def _put_results(comparison, seeds) -> None:
+    """Write what the processes of a comparison write: a score for each checkpoint, and how long training took."""
+    import compare
+
+    for results, names in comparison.results().items():
+        for seed in seeds:
+            (comparison.output / "runs" / f"seed{seed}").mkdir(parents=True, exist_ok=True)
+            (comparison.output / "runs" / f"seed{seed}" / "done").touch()
+            for place, name in enumerate(names):
+                run = comparison.folder(seed, name)
+                run.mkdir(parents=True)
+                (run / "seconds.json").write_text("[60.4, 1.2]")
+                for epoch in (2, 4):
+                    label = f"{compare.ARMS[name].model} {run.name} epoch_{epoch}"
+                    metrics = {"acc1": (epoch + place + seed % 2 + (place == seed) / 4) / 100, "acc5": None}
+                    fields = {"templates": "own", "training_seed": seed, "run": run.name, "epoch": epoch}
+                    fields |= {"checkpoint_sha256": label, "pretrained": f"{run}/checkpoints/epoch_{epoch}.pt"}
+                    put(results, label, "zeroshot_classification", "unseen-vendor", metrics, **fields)
+
+
+@pytest.mark.usefixtures("emoji_scripts")
+def test_the_record_of_a_comparison(tmp_path):
+    """Of the seeds that are complete; what the page says of it is in the report's words."""
+    import compare
+    import record
+
+    comparison = compare.Comparison(tmp_path / "OUT", 4, 4, 2, [])
+    comparison.check_settings()
+    _put_results(comparison, (4, 5, 6))
+    found = record.collect(tmp_path / "OUT")
+    assert found["seeds"] == [4, 5, 6]
+    first, second = found["comparisons"]
+    assert [*first["models"], *second["models"]] == [arm.title for arm in compare.ARMS.values()]
+    assert first["scores"][record.MAIN_SCORE]["DiffCLIP*"] == [8.25, 9.0, 8.0]
+    assert first["curves"]["CLIP, gated"] == {"2": [3.0, 4.0, 3.0], "4": [5.0, 6.0, 5.0]}
+    assert second["seconds"] == {"CLIP, continued": [62] * 3, "V2, warm-started": [62] * 3}
+    said = record.block(found)
+    assert "| unseen-vendor: zero-shot top-1 | 4.3 ±0.6 | 5.3 ±0.6 (+1.0 ns) |" in said
+    assert "a model is above CLIP so often: CLIP, gated in 3," in said
+    assert "differences to CLIP, continued are beyond noise" in said
+    record.draw(found, tmp_path / "figure.png")
+    assert Image.open(tmp_path / "figure.png").width > 1000
 
 
 def test_a_suites_folder_is_a_path_and_nothing_else(tmp_path, monkeypatch):

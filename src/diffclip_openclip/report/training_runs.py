@@ -22,8 +22,8 @@ _NOTES = (
     "seeds, otherwise, or where they all differ alike, by Welch's test (w).",
     "p (Holm): corrected for the comparisons with the same baseline in the same score. "
     f"Below {LEVEL:g} a difference is beyond noise.",
-    f"Detectable: the smallest true difference that such a test would find with a power of {POWER:.0%}, given the "
-    f"number of runs and their deviation here, at the level of Holm's first step ({LEVEL:g} over the number of "
+    f"Detectable: the smallest true difference that such a test would find with a power of {100 * POWER:g} %, given "
+    f"the number of runs and their deviation here, at the level of Holm's first step ({LEVEL:g} over the number of "
     "comparisons).",
 )
 

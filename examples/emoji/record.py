@@ -1,0 +1,213 @@
+"""Put the results of compare.py into the repository:  python examples/emoji/record.py OUTPUT
+
+Reads the seeds that are complete, and writes benchmarks/results/emoji-comparison.json, docs/compare.png and the part of
+benchmarks/README.md between its two marks. All numbers there follow from the JSON by the report's own functions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from diffclip_openclip.models import MODELS
+from diffclip_openclip.report.comparison import OTHER, Entry
+from diffclip_openclip.report.curves import checkpoints_of, last_checkpoints
+from diffclip_openclip.report.evaluated_models import group_runs, read_models
+from diffclip_openclip.report.paper import Score
+from diffclip_openclip.report.styles import RC, outline, styles_of
+from diffclip_openclip.report.table_formats import markdown
+from diffclip_openclip.report.table_layouts import other_layout
+from diffclip_openclip.report.tables import Table, make_tables
+from diffclip_openclip.report.training_runs import make_runs_table
+from diffclip_openclip.report.uncertainty import LEVEL, holm, runs_interval
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RECORD = REPOSITORY / "benchmarks" / "results" / "emoji-comparison.json"
+FIGURE = REPOSITORY / "docs" / "compare.png"
+PAGE = REPOSITORY / "benchmarks" / "README.md"
+BEGIN, END = "<!-- examples/emoji/record.py writes from here -->", "<!-- to here -->"
+MAIN_SCORE = "zero_shot_own/unseen-vendor"  # which was chosen before any result: what the quick start shows first
+
+_CAPTION = (
+    "Top-1 on the unseen vendor, with 95 % intervals over {} seeds; and over the epochs, where they were evaluated"
+)
+
+Comparison = dict[str, Any]  # "baseline", "models", "scores", "curves", "seconds"; each by title, values by seed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path, help="the folder that compare.py wrote")
+    record = collect(parser.parse_args().output)
+    RECORD.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(page.replace(block_of(page), block(record)), encoding="utf-8")
+    draw(record, FIGURE)
+    print(block(record))
+
+
+# from the results to the record
+
+
+def collect(output: Path) -> dict[str, Any]:
+    """Read what compare.py made of the complete seeds."""
+    from compare import ARMS, Comparison
+
+    settings = json.loads((output / "settings.json").read_text())
+    comparison = Comparison(output, **settings)
+    seeds = sorted(int(path.parent.name[4:]) for path in output.glob("runs/seed*/done") if "-" not in path.parent.name)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True)
+    comparisons = []
+    for results, names in comparison.results().items():
+        groups = comparison.groups(names, seeds)
+        every = read_models(results)
+        last = {model.name: model for model in group_runs(last_checkpoints(every, ()), groups)}
+        titles = [ARMS[name].title for name in names]
+        scores: dict[str, dict[str, list[float]]] = {}
+        for title in titles:
+            for key, score in last[title].scores.items():
+                scores.setdefault(key, {})[title] = _by_seed(score)
+        curves: dict[str, dict[str, list[float]]] = {title: {} for title in titles}
+        for entry in checkpoints_of(every, groups):
+            title = re.sub(r" epoch_\d+$", "", entry.name)
+            if title in curves and MAIN_SCORE in entry.scores:
+                curves[title][str(entry.epoch)] = _by_seed(entry.scores[MAIN_SCORE])
+        seconds = {
+            ARMS[name].title: [
+                round(sum(json.loads((comparison.folder(seed, name) / "seconds.json").read_text()))) for seed in seeds
+            ]
+            for name in names
+        }
+        models = {ARMS[name].title: ARMS[name].model for name in names}
+        found = {"baseline": titles[0], "models": models, "scores": scores, "curves": curves, "seconds": seconds}
+        comparisons.append(found)
+    return {"commit": commit.stdout.strip(), **settings, "seeds": seeds, "comparisons": comparisons}
+
+
+def _by_seed(score: Score) -> list[float]:
+    return [round(value, 4) for _, value in sorted(zip(score.seeds, score.runs, strict=True))]
+
+
+# from the record to the page
+
+
+def entries_of(comparison: Comparison, seeds: list[int]) -> list[Entry]:
+    """Return the models as the report has them, the baseline first."""
+    entries: list[Entry] = []
+    for title, model in comparison["models"].items():
+        scores = {
+            key: Score(statistics.mean(values[title]), "", runs=tuple(values[title]), seeds=tuple(seeds))
+            for key, values in comparison["scores"].items()
+        }
+        family = MODELS[model].family or OTHER
+        entries.append(Entry(title, family, scores, is_ours=True, baseline=entries[0] if entries else None))
+    return entries
+
+
+def block(record: dict[str, Any]) -> str:
+    """Return the part of the page, with its marks."""
+    parts = [BEGIN, f"![{_CAPTION.format(len(record['seeds']))}](../docs/compare.png)"]
+    for comparison in record["comparisons"]:
+        entries = entries_of(comparison, record["seeds"])
+        (table,) = (table for table in make_tables({}, entries, ()) if table.name == "other")
+        runs = make_runs_table([_with_main_score(entry, entries) for entry in entries])
+        assert runs is not None
+        parts += [_lines(table), _summary(comparison, entries, record["seeds"])]
+        parts += ["On the unseen vendor, top-1:", _lines(runs), "\n".join(f"- {note}" for note in runs.notes)]
+    return "\n\n".join([*parts, END])
+
+
+def block_of(page: str) -> str:
+    """Return the part of a page that the record writes."""
+    return page[page.index(BEGIN) : page.index(END) + len(END)]
+
+
+def _with_main_score(entry: Entry, entries: list[Entry]) -> Entry:
+    scores = {MAIN_SCORE: entry.scores[MAIN_SCORE]}
+    base = entries[0] if entry.baseline else None
+    return Entry(entry.name, entry.family, scores, is_ours=True, baseline=base and _with_main_score(base, entries))
+
+
+def _lines(table: Table) -> str:
+    return "\n".join(line for line in markdown(table).splitlines() if line.startswith("|"))
+
+
+def _summary(comparison: Comparison, entries: list[Entry], seeds: list[int]) -> str:
+    """Say which differences are beyond noise, and how often a model is above the baseline with the same seed."""
+    baseline, titles = comparison["baseline"], [entry.name for entry in entries[1:]]
+    words = {column.key: block.title for block in other_layout(comparison["scores"]).blocks for column in block.columns}
+    beyond = []
+    for key, name in words.items():
+        found = {entry.name: certainty.p for entry in entries[1:] if (certainty := entry.certainty(key))}
+        for title, p in zip(found, holm(list(found.values())), strict=True):
+            if p < LEVEL:
+                beyond.append(f"{title} in {name}")
+    count = len(words) * len(titles)
+    named = f": {'; '.join(beyond)}" if beyond else ""
+    pairs = [f"{title} in {sum(_above(comparison, title, key) for key in words)}" for title in titles]
+    return (
+        f"Corrected within each score, {len(beyond)} of the {count} differences to {baseline} are beyond noise{named}. "
+        f"Of the {len(words) * len(seeds)} pairs of a score and a seed, a model is above {baseline} so often: "
+        f"{', '.join(pairs)}."
+    )
+
+
+def _above(comparison: Comparison, title: str, key: str) -> int:
+    values = comparison["scores"][key]
+    return sum(own > base for own, base in zip(values[title], values[comparison["baseline"]], strict=True))
+
+
+# the figure
+
+
+def draw(record: dict[str, Any], path: Path) -> None:
+    """Draw the curves over training, and behind them the intervals of the last checkpoints, of the main score."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    comparisons = record["comparisons"]
+    names = [title for comparison in comparisons for title in comparison["models"]]
+    has_curves = any(len(curve) > 1 for comparison in comparisons for curve in comparison["curves"].values())
+    with matplotlib.rc_context(RC):
+        size = 6.875 if has_curves else 3.4, 0.9 + 0.2 * len(names)
+        figure, axes = plt.subplots(1, 1 + has_curves, figsize=size, layout="constrained", squeeze=False)
+        *left, right = axes[0]
+        row = 0
+        for at, comparison in enumerate(comparisons):
+            start = 0 if at == 0 else record["epochs"]
+            entries = entries_of(comparison, record["seeds"])
+            for entry, style in zip(entries, styles_of(entries), strict=True):
+                look = outline(style) | {"markersize": 3.5, "markeredgewidth": 0.5}
+                if at and entry.baseline is None:  # is not to look like the model that it goes on from
+                    look |= {"linestyle": ":"}
+                curve = comparison["curves"][entry.name]
+                epochs = [start + int(epoch) for epoch in curve]
+                for axis in left:
+                    axis.plot(epochs, [statistics.mean(values) for values in curve.values()], **look, linewidth=1.1)
+                score = entry.scores[MAIN_SCORE]
+                interval = runs_interval(score.runs)
+                error = [[score.value - interval.low], [interval.high - score.value]]
+                right.errorbar([score.value], [row], xerr=error, ecolor="black", elinewidth=0.7, capsize=1.5, **look)
+                row += 1
+        right.set_yticks(range(len(names)), names)
+        right.invert_yaxis()
+        right.set_xlabel(f"unseen vendor, top-1, percent; 95 % over {len(record['seeds'])} seeds")
+        for axis in left:
+            axis.set_xlabel("epochs, those of the start included")
+            axis.set_ylabel("unseen vendor, top-1, percent")
+        for axis in (*left, right):
+            axis.grid(alpha=0.3, linewidth=0.5)
+            axis.spines[["top", "right"]].set_visible(False)
+        figure.savefig(path, dpi=220)
+        plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -7,10 +7,10 @@ of a group with 95 % intervals, the differences to the first group paired by see
 says how models are named. Of each layer of both towers:
 
 "sink": the largest over the median column sum of the map that the values are multiplied with, A1 - lambda A2 or the
-plain map. A token that most others look at whatever the input is a sink (arXiv 2309.17453; in ViTs 2309.16588). Three
-choices: entries count by their absolute value, as A1 - lambda A2 has negative ones and its signed sums may be zero or
-below. Column sums are divided by those of an even map under the same mask, so that an even map has ratio 1 under a
-causal mask, too. The mean over images and heads is geometric. "sink of A1" and "sink of A2" are of the two maps alone.
+plain map. A token that most others look at whatever the input is a sink (arXiv 2309.17453; in ViTs 2309.16588).
+Entries count by their absolute value, as A1 - lambda A2 has negative ones and its signed sums may be zero or below. The
+mean over images and heads is geometric. "sink of A1" and "sink of A2" are of the two maps alone. An even map has ratio
+1, but more under the texts' causal mask, 2.9 for five tokens: compare models on the same texts.
 
 "first token": share of the maps whose largest column is the first token, the class token or the start of the text.
 

@@ -18,18 +18,14 @@ from diffclip_openclip.explain.maps import attention_layers, recorded
 # one map
 
 
-def column_weights(map_BhNN: Tensor, causal: bool) -> Tensor:
-    """Return each column's sum of absolute values over that of an even map under the same mask, (B, h, N)."""
-    N = map_BhNN.shape[-1]
-    visible_NN = torch.ones(N, N, dtype=map_BhNN.dtype, device=map_BhNN.device)
-    visible_NN = visible_NN.tril() if causal else visible_NN
-    even_N = (visible_NN / visible_NN.sum(-1, keepdim=True)).sum(-2)
-    return map_BhNN.abs().sum(-2) / even_N
+def column_weights(map_BhNN: Tensor) -> Tensor:
+    """Return each column's sum of absolute values, (B, h, N)."""
+    return map_BhNN.abs().sum(-2)
 
 
-def sink_ratio(map_BhNN: Tensor, causal: bool) -> Tensor:
+def sink_ratio(map_BhNN: Tensor) -> Tensor:
     """Return the largest over the median column weight, (B, h)."""
-    weights_BhN = column_weights(map_BhNN, causal)
+    weights_BhN = column_weights(map_BhNN)
     median_Bh = weights_BhN.quantile(0.5, dim=-1)
     return weights_BhN.amax(-1) / median_Bh.clamp(min=torch.finfo(median_Bh.dtype).tiny)
 
@@ -103,13 +99,12 @@ class _Layer:
     def add(self, written: WrittenOut, outputs_BNC: Tensor) -> None:
         N = outputs_BNC.shape[1]
         a1, a2, lambda_ = written[:3]
-        causal = not bool(a1.triu(1).any())
         effective = weighted_difference(a1, a2, lambda_)
-        self._add("sink", sink_ratio(effective, causal).log())
-        self._add("first token", (column_weights(effective, causal).argmax(-1) == 0).double())
+        self._add("sink", sink_ratio(effective).log())
+        self._add("first token", (column_weights(effective).argmax(-1) == 0).double())
         if a2 is not None and lambda_ is not None:
-            self._add("sink of A1", sink_ratio(a1, causal).log())
-            self._add("sink of A2", sink_ratio(a2, causal).log())
+            self._add("sink of A1", sink_ratio(a1).log())
+            self._add("sink of A2", sink_ratio(a2).log())
             self._add("negative mass", negative_mass(effective))
             self._add("lambda", lambda_.expand(*a1.shape[:2], N, 1) if lambda_.dim() else lambda_[None])
         self.moments.add(outputs_BNC.flatten(0, 1))

@@ -33,8 +33,8 @@ def _map(*rows):
 def test_sink_of_a_plain_map():
     # column sums 2, 0.5 and 0.5
     found = _map([0.5, 0.25, 0.25], [0.5, 0.25, 0.25], [1.0, 0.0, 0.0])
-    assert column_weights(found, False).flatten().tolist() == [2, 0.5, 0.5]
-    assert sink_ratio(found, False).item() == 4
+    assert column_weights(found).flatten().tolist() == [2, 0.5, 0.5]
+    assert sink_ratio(found).item() == 4
 
 
 def test_sink_and_negative_mass_of_a_difference():
@@ -43,17 +43,17 @@ def test_sink_and_negative_mass_of_a_difference():
     found = weighted_difference(a1, a2, torch.tensor(0.5))
     assert found.flatten().tolist() == [1, -0.5, 0.5, 0]
     # columns 1.5 and 0.5 by absolute value, their median 1
-    assert sink_ratio(found, False).item() == 1.5
+    assert sink_ratio(found).item() == 1.5
     assert negative_mass(found).item() == 0.25
     assert negative_mass(a1).item() == 0
 
 
-def test_an_even_map_has_no_sink_under_a_causal_mask():
-    even = _map([1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [1 / 3, 1 / 3, 1 / 3])
-    assert sink_ratio(even, True).item() == pytest.approx(1)
-    # each token looks at the first: 3 over 1 + 1/2 + 1/3, and nothing at the others
-    first = _map(*[[1.0, 0.0, 0.0]] * 3)
-    assert column_weights(first, True).flatten().tolist() == pytest.approx([18 / 11, 0, 0])
+def test_sink_of_even_maps():
+    assert sink_ratio(torch.full((1, 1, 5, 5), 0.2)).item() == pytest.approx(1)
+    causal = torch.ones(5, 5).tril()
+    causal = causal / causal.sum(-1, keepdim=True)
+    # columns 137/60, 77/60, 47/60, 27/60 and 12/60
+    assert sink_ratio(causal[None, None]).item() == pytest.approx(137 / 47)
 
 
 def _cka(*heads):
@@ -94,7 +94,7 @@ def test_measures_are_of_the_models_own_calls(name, inputs):
         assert len(found) == len(expected)
         for measures, maps in zip(found, expected, strict=True):
             own = maps.attention[..., :tokens, :tokens].double()
-            ratio = sink_ratio(own, tower == "text").log().mean().exp()
+            ratio = sink_ratio(own).log().mean().exp()
             assert measures["sink"] == pytest.approx(ratio.item(), rel=1e-4)
             assert measures.keys() == (
                 set(MEASURES) if maps.a2 is not None else {"sink", "first token", "CKA of heads"}

@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from diffclip_cli.arguments import MODEL, MODEL_GRAMMAR, SOURCE, SOURCE_GRAMMAR, AddCommand, add_overwrite
-from diffclip_openclip.models import VARIANTS
 
 _CONVERT = f"""\
 examples:
@@ -86,7 +85,7 @@ def add_commands(command: AddCommand) -> None:
     sub.add_argument("--to", choices=("open_clip", "reference", "timm"), default="open_clip", help="layout of OUT")
     sub.add_argument(
         "--variant",
-        choices=VARIANTS,
+        choices=("static", "dynamic", "gelu", "quickgelu", "half-heads"),
         help="what weights do not tell: lambda_init, V2's activation, or a plain model's number of heads",
     )
     _add_preprocess(sub)

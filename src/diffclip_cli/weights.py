@@ -22,6 +22,8 @@ examples:
   diffclip warm-start ViT-B-16,laion2b_s34b_b88k OUT
   diffclip warm-start ViT-B-32-quickgelu,openai OUT
   diffclip warm-start ViT-B-32,path/to/epoch_30.pt OUT
+  diffclip warm-start ViT-SO400M-14-SigLIP2,webli OUT --layers image
+  diffclip warm-start ViT-L-14,openai OUT --layers 12: --force-image-size 336
   open_clip_train --model local-dir:OUT ...              then train on
 {MODEL_GRAMMAR}"""
 _PUSH = """\
@@ -52,7 +54,14 @@ def _convert(arguments: argparse.Namespace) -> list[str]:
 def _warm_start(arguments: argparse.Namespace) -> list[str]:
     from diffclip_openclip.weights import warm_start
 
-    return warm_start(arguments.model, arguments.out, preprocess=arguments.preprocess, overwrite=arguments.overwrite)
+    return warm_start(
+        arguments.model,
+        arguments.out,
+        layers=arguments.layers,
+        image_size=arguments.force_image_size,
+        preprocess=arguments.preprocess,
+        overwrite=arguments.overwrite,
+    )
 
 
 def _push(arguments: argparse.Namespace) -> list[str]:
@@ -94,6 +103,19 @@ def add_commands(command: AddCommand) -> None:
     sub = command("warm-start", _warm_start, "A trained CLIP as a DiffCLIP (V2) with the same outputs.", _WARM_START)
     sub.add_argument("model", metavar=MODEL, help="the trained CLIP")
     sub.add_argument("out", metavar="OUT", type=Path, help="directory to write")
+    sub.add_argument(
+        "--layers",
+        default="all",
+        metavar="WHICH",
+        help="layers that become differential: all, image or text (one tower's), 6: (both towers' from layer 6 on, "
+        "counted from 0), image:6: or --layers=-6: (the last six)",
+    )
+    sub.add_argument(
+        "--force-image-size",
+        type=int,
+        metavar="PIXELS",
+        help="another image size than the model's: its position embedding is resized, as open_clip_train does",
+    )
     _add_preprocess(sub)
     add_overwrite(sub)
 

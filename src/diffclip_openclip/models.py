@@ -6,6 +6,9 @@ from typing import NamedTuple
 TRUNK = "visual.trunk."  # timm's image tower
 TEXT_TOWER = "text.transformer."  # transformers' text tower, or the blocks of open_clip's own
 
+# timm's name of the image tower of warm starts, whose sizes are in the config.json of a model's directory
+TWIN = "vit_diffclip_v2"
+
 # what weights do not tell: lambda_init in version 1 of the attention, the activation in OpenAI's towers with version 2,
 # the number of heads of plain attention
 HALF_HEADS = "half-heads"

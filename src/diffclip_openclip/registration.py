@@ -24,7 +24,7 @@ _TEXT_ARCH: dict[str, Any] = {
     "config_names": {
         "context_length": "max_position_embeddings",
         "vocab_size": "vocab_size",
-        "width": "hidden_size",
+        "width": "pooled_size",
         "heads": "num_attention_heads",
         "layers": "num_hidden_layers",
         "layer_attr": "layer_groups",

@@ -2,6 +2,7 @@
 
 import math
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -44,6 +45,10 @@ def test_defaults_are_the_text_tower_of_b16():
         "attention_dropout": 0.0,
         "attention_version": 1,
         "lambda_init": 0.8,
+        "differential_layers": None,
+        "causal": True,
+        "pooling": "argmax",
+        "projection_dim": None,
     }
     assert {name: getattr(config, name) for name in expected} == expected
     shipped = AutoConfig.from_pretrained(config_dir() / "text" / "DiffCLIP-B-16")
@@ -138,13 +143,47 @@ def test_layers_are_pre_norm_causal(hidden_act, version):
     assert (layer.mlp.c_proj(act(hidden)) - layer.mlp.c_proj(other(hidden))).abs().max() > 1e-4
 
 
-def test_version_0_is_open_clips_own_text_tower():
-    model = text_model(attention_version=0).double()
-    own = TextTransformer(8, 50, 32, 4, 3, mlp_ratio=2.0, act_layer=QuickGELU, output_dim=8).double().eval()
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({}, {"act_layer": QuickGELU}),
+        ({"hidden_act": "gelu", "causal": False, "pooling": "first"}, {"no_causal_mask": True, "pool_type": "first"}),
+        (  # SigLIP 2
+            {
+                "hidden_act": "gelu_pytorch_tanh",
+                "layer_norm_eps": 1e-2,
+                "causal": False,
+                "pooling": "last",
+                "projection_dim": 8,
+            },
+            {
+                "act_layer": partial(torch.nn.GELU, "tanh"),
+                "norm_layer": partial(torch.nn.LayerNorm, eps=1e-2),
+                "no_causal_mask": True,
+                "pool_type": "last",
+                "proj_bias": True,
+            },
+        ),
+        ({"pooling": "eos", "eos_token_id": 7}, {"act_layer": QuickGELU, "pool_type": "eos", "eos_id": 7}),
+    ],
+)
+def test_version_0_is_open_clips_own_text_tower(ours, theirs):
+    model = text_model(attention_version=0, **ours).double()
+    own = TextTransformer(8, 50, 32, 4, 3, mlp_ratio=2.0, output_dim=8, **theirs).double().eval()
+    with torch.no_grad():
+        for parameter in own.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
     weights = from_openai({f"text.{key}": tensor for key, tensor in own.state_dict().items()})
-    projection = weights.pop("text.proj.weight")
+    projection = weights.pop("text.proj.weight", torch.eye(8, dtype=torch.float64))
     model.load_state_dict({key.removeprefix("text.transformer."): tensor for key, tensor in weights.items()})
     torch.testing.assert_close(model(TEXTS).pooler_output @ projection.t(), own(TEXTS), rtol=0, atol=1e-12)
+
+
+def test_chosen_layers_are_differential():
+    model = text_model(attention_version=2, differential_layers=[0, 2])
+    expected = [DifferentialAttentionV2, PlainAttention, DifferentialAttentionV2]
+    assert [type(layer.attn) for layer in model.layers] == expected
+    assert model(TEXTS).pooler_output.isfinite().all()
 
 
 def test_pools_at_the_first_largest_token():

@@ -15,7 +15,7 @@ from support.common import REPOSITORY
 from transformers import AutoModel
 
 from diffclip_cli.main import main
-from diffclip_openclip.weights.directory import check_text_place
+from diffclip_openclip.weights.directory import check_places
 
 
 def _model(name="DiffCLIP-nano", seed=0):
@@ -77,11 +77,11 @@ def test_a_copy_is_read_by_its_own_text_config(converted, tmp_path):
         [0.2, 0.8 - 0.6 * 2.718281828459045**-0.3]
     )  # the original's
     with pytest.raises(ValueError, match=rf"was moved or copied from {converted}, .*: diffclip convert {copy} {copy}"):
-        check_text_place(copy)
+        check_places(copy)
     assert main(["convert", str(copy), str(tmp_path / "AGAIN")]) == 0
     assert _lambda_inits(load_directory(tmp_path / "AGAIN")) == [[0.8] * 4, [0.8] * 2]
     assert main(["convert", str(copy), str(copy)]) == 0
-    check_text_place(copy)
+    check_places(copy)
     assert _lambda_inits(load_directory(copy)) == [[0.8] * 4, [0.8] * 2]
 
 
@@ -89,13 +89,13 @@ def test_a_text_tower_of_another_place_by_intent(converted, tmp_path):
     """As open_clip itself writes directories: no text config of their own, but the place of one or a hub's name."""
     (converted / "config.json").rename(tmp_path / "config.json")
     shutil.move(converted, tmp_path / "moved")
-    check_text_place(tmp_path / "moved")
+    check_places(tmp_path / "moved")
     path = tmp_path / "moved" / "open_clip_config.json"
     config = json.loads(path.read_text())
     config["model_cfg"]["text_cfg"]["hf_model_name"] = "owner/repo"
     path.write_text(json.dumps(config))
     (tmp_path / "config.json").rename(tmp_path / "moved" / "config.json")
-    check_text_place(tmp_path / "moved")
+    check_places(tmp_path / "moved")
 
 
 def test_a_plain_text_tower_needs_no_repair(tmp_path):

@@ -11,6 +11,9 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from support.fuzz import NAME, few, workplace
+from timm.layers import Attention
+
+from diffclip_openclip import DifferentialAttention
 
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 SIZES += ("max_position_embeddings",)
@@ -22,6 +25,10 @@ OUT_OF_RANGE = {
     "attention_dropout": st.sampled_from([-0.1, 1.0, 2, math.nan]) | NO_NUMBER,
     "attention_version": st.sampled_from([-1, 3, 1.5, math.nan]) | NO_NUMBER,
     "lambda_init": st.sampled_from([-0.1, 1, 1.5, math.nan, math.inf, "Dynamic"]) | NO_NUMBER,
+    "projection_dim": st.integers(-9, 0) | st.booleans() | st.sampled_from(["", "2", [], {}]),
+    "differential_layers": st.sampled_from([0, "0", [-1], [9], [True], [[0]], [None], {}]),
+    "causal": st.sampled_from([0, 1]) | NO_NUMBER,
+    "pooling": st.sampled_from(["none", "EOS", 0]) | NO_NUMBER,
 }
 
 
@@ -46,6 +53,10 @@ def text_configs(draw: Any) -> dict[str, Any]:
         "pad_token_id": 0,
         "bos_token_id": None,
         "eos_token_id": None,
+        "projection_dim": draw(st.none() | st.integers(1, 9)),
+        "differential_layers": draw(st.sampled_from([None, [], [0]])),
+        "causal": draw(st.booleans()),
+        "pooling": draw(st.sampled_from(["argmax", "first", "last"])),
     }
 
 
@@ -67,11 +78,13 @@ def test_configs_that_can_be_built(config, embed_dim, variant):
     """Each field is heeded, and both towers give finite embeddings."""
     model = _build(config, f"vit_nano_patch12_diffclip{variant}_48", embed_dim)
     layers = model.text.transformer.layers
+    plain = set(range(9)).difference(config["differential_layers"]) if config["differential_layers"] is not None else ()
     assert len(layers) == config["num_hidden_layers"]
     for depth, layer in enumerate(layers):
         assert layer.attn.num_heads == config["num_attention_heads"]
         assert layer.mlp.c_fc.weight.shape == (config["intermediate_size"], config["hidden_size"])
-        if config["attention_version"] == 1:
+        assert isinstance(layer.attn, Attention) is (config["attention_version"] == 0 or depth in plain)
+        if isinstance(layer.attn, DifferentialAttention):
             dynamic = config["lambda_init"] == "dynamic"
             expected = 0.8 - 0.6 * math.exp(-0.3 * depth) if dynamic else config["lambda_init"]
             assert layer.attn.lambda_init == pytest.approx(expected, abs=1e-12)
@@ -104,7 +117,7 @@ def test_fields_out_of_range(count):
 @few(30)
 @given(config=text_configs(), heads=st.integers(1, 9), hidden_size=st.integers(1, 40))
 def test_heads_that_do_not_divide_the_width(config, heads, hidden_size):
-    odd = config["attention_version"] == 1 and heads % 2
+    odd = config["attention_version"] == 1 and heads % 2 and config["differential_layers"] != []
     assume(odd or hidden_size % heads)
     with pytest.raises(ValueError, match=rf"\bnum_heads (is )?{heads}; .*must be"):
         _build(config | {"num_attention_heads": heads, "hidden_size": hidden_size})

@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.common import run_host, script, train_arguments
+from support.small_clips import perturbed, small
 
 from diffclip_cli.main import main
 from diffclip_openclip.weights import warm_starting
-from diffclip_openclip.weights.architecture import recognize
 from diffclip_openclip.weights.directory import PREPROCESS, write_directory
-from diffclip_openclip.weights.warm_starting import with_twin_queries
+from diffclip_openclip.weights.twins import skeleton, twin_of
 
 _LONG = pytest.mark.slow  # each builds two models of 150 to 430 million parameters in float64
 SOURCES = {
@@ -26,7 +26,6 @@ SOURCES = {
     "ViT-L-14-quickgelu": "DiffCLIP-V2-ViT-L-14-quickgelu",
     "CLIP-B-16-baseline": "DiffCLIP-V2-B-16",
 }
-_QUICK = ("CLIP-nano-baseline", "ViT-B-32-quickgelu")
 
 
 def _source(name: str):
@@ -40,6 +39,11 @@ def _source(name: str):
     return model
 
 
+def _twin(name: str):
+    model_cfg = open_clip.get_model_config(name)
+    return twin_of(skeleton(model_cfg), model_cfg)
+
+
 @torch.no_grad()
 def _embeddings(model, dtype):
     generator = torch.Generator().manual_seed(1)
@@ -49,12 +53,18 @@ def _embeddings(model, dtype):
     return F.normalize(model.encode_image(images)), F.normalize(model.encode_text(tokens))
 
 
-@pytest.mark.parametrize("name", [name if name in _QUICK else pytest.param(name, marks=_LONG) for name in SOURCES])
+@pytest.mark.parametrize("name", SOURCES)
+def test_twins_that_have_a_name(name):
+    assert _twin(name).architecture.name == SOURCES[name]
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "CLIP-nano-baseline" else pytest.param(name, marks=_LONG) for name in SOURCES]
+)
 def test_embeddings_are_the_sources(name):
-    source = _source(name)
-    converted = with_twin_queries(source)
+    source, twin = _source(name), _twin(name)
     model = open_clip.create_model(SOURCES[name]).eval()
-    model.load_state_dict(converted, strict=True)
+    model.load_state_dict(twin.weights(source.state_dict()))
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.float64, 1e-10)):
         for old, new in zip(_embeddings(source.to(dtype), dtype), _embeddings(model.to(dtype), dtype), strict=True):
             torch.testing.assert_close(new, old, rtol=0, atol=tolerance)
@@ -97,54 +107,53 @@ def test_from_a_converted_directory(tmp_path):
 
 def test_a_pretrained_tag_brings_its_own_activation_and_preprocessing(tmp_path, monkeypatch):
     """A tag of QuickGELU weights under a GELU name, whose mismatch open_clip only warns of (open_clip#771)."""
-    torch.manual_seed(0)
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32", small("ViT-B-32", vocab_size=49408))
     weights = tmp_path / "openai.pt"
     torch.save(open_clip.create_model("ViT-B-32").state_dict(), weights)
-    monkeypatch.setattr("open_clip.factory.download_pretrained", lambda *_, **__: str(weights))
+    monkeypatch.setattr(warm_starting, "download_pretrained", lambda *_: str(weights))
     assert main(["warm-start", "ViT-B-32,openai", str(tmp_path / "OUT")]) == 0
+    text_and_image = json.loads((tmp_path / "OUT" / "config.json").read_text())
+    assert text_and_image["model_args"]["act_layer"] == text_and_image["hidden_act"] == "quick_gelu"
     config = json.loads((tmp_path / "OUT" / "open_clip_config.json").read_text())
-    assert config["model_cfg"]["vision_cfg"]["timm_model_name"] == "vit_base_patch32_clip_quickgelu_diffclip_v2_224"
-    assert json.loads((tmp_path / "OUT" / "config.json").read_text())["hidden_act"] == "quick_gelu"
     assert config["preprocess_cfg"] == {**PREPROCESS["openai"]}
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("RN50", "image tower is a ModifiedResNet"),
-        ("ViT-B-32-256", "position embeddings"),
-        ("ViT-H-14", "no clip_diffclip_v2 image tower"),
-        ("coca_ViT-B-32", "no counterpart"),
-    ],
-)
-def test_other_architectures_are_refused(name, expected):
-    with torch.device("meta"):
-        model = open_clip.create_model(name, device="meta", force_custom_text=True)
-    with pytest.raises(ValueError, match=expected):
-        recognize(with_twin_queries(model), "gelu")
-
-
-def test_an_option_that_weights_do_not_show_is_noticed(tmp_path, capsys):
+def test_an_option_that_weights_do_not_show_is_noticed(tmp_path):
     """QuickGELU weights read as GELU's: same tensors, another function."""
-    source = _source("ViT-B-32-quickgelu")
-    state_dict = with_twin_queries(source)
-    architecture = recognize(state_dict, "gelu")
+    model_cfg = small("ViT-B-32", vocab_size=49408)
+    source, twin = perturbed(model_cfg | {"quick_gelu": True}), twin_of(skeleton(model_cfg), model_cfg)
     with pytest.raises(ValueError, match="embeddings differ by"):
         write_directory(
             tmp_path / "OUT",
-            state_dict=state_dict,
-            architecture=architecture,
+            state_dict=twin.weights(source.state_dict()),
+            architecture=twin.architecture,
             preprocess_cfg=PREPROCESS["openai"],
             card="",
-            check=lambda new: warm_starting._compare(source, new),
+            check=warm_starting._comparison(source, twin),
         )
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("RN50,openai", "its image tower is open_clip's ModifiedResNet; supported are"),
+        ("EVA02-B-16,merged2b_s8b_b131k", "RoPE"),
+        ("xlm-roberta-base-ViT-B-32,laion5b_s13b_b90k", "its text tower is transformers' 'xlm-roberta-base'"),
+    ],
+)
+def test_others_are_refused_before_weights_are_fetched(name, reason, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(warm_starting, "download_pretrained", lambda *_: pytest.fail("weights were fetched"))
+    assert main(["warm-start", name, str(tmp_path / "OUT")]) == 2
+    said = capsys.readouterr().err
+    assert f"{name} has no warm start: " in said
+    assert reason in said
 
 
 def test_the_two_queries_part():
     """Their gradients are opposite at the start, so a few steps of contrastive training make them differ."""
     model = open_clip.create_model("DiffCLIP-V2-nano")
-    model.load_state_dict(with_twin_queries(_source("CLIP-nano-baseline")))
+    model.load_state_dict(_twin("CLIP-nano-baseline").weights(_source("CLIP-nano-baseline").state_dict()))
     attentions = [block.attn for block in model.visual.trunk.blocks] + [x.attn for x in model.text.transformer.layers]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     images, tokens = torch.randn(8, 3, 48, 48), torch.randint(1, 49407, (8, 16))

@@ -15,7 +15,7 @@ from timm.models import VisionTransformer
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from diffclip_openclip.attention.v1 import LAMBDA_INIT, resolve_lambda_init
-from diffclip_openclip.towers import timm_vit  # noqa: F401  importing it registers the towers with timm
+from diffclip_openclip.towers import timm_twin, timm_vit  # noqa: F401  importing them registers towers with timm
 
 
 def register_model(module: str) -> None:
@@ -41,6 +41,19 @@ def _check_activation(name: Any) -> None:
         raise ValueError(f"hidden_act is {name!r}; it must be one of transformers': {', '.join(sorted(ACT2FN))}")
 
 
+def _check_layers(name: str, layers: Any, depth: int) -> None:
+    if layers is not None and not (
+        isinstance(layers, list | tuple) and all(type(layer) is int and 0 <= layer < depth for layer in layers)
+    ):
+        raise ValueError(f"{name} is {layers!r}; it must be a list of indices from 0 to {depth - 1}, or null for all")
+
+
+# the token that a text tower reads out: the first with the largest id, the first that is eos_token_id, ...
+POOLINGS = ("argmax", "eos", "first", "last")
+# fields that came later, and their defaults: a config.json has them only where they differ, and is else what it was
+_LATER = {"differential_layers": None, "causal": True, "pooling": "argmax", "projection_dim": None}
+
+
 class DiffCLIPTextConfig(PretrainedConfig):
     """Hold what decides a :class:`DiffCLIPTextModel`; the defaults are the text tower of DiffCLIP-B/16.
 
@@ -52,9 +65,13 @@ class DiffCLIPTextConfig(PretrainedConfig):
         attention_version: 1 for DiffCLIP's attention, 2 for :class:`DifferentialAttentionV2`, 0 for timm's plain
             ``Attention``.
         attention_gate: multiply the attention's output by sigmoid(gate(x)), elementwise; version 0 alone has a gate.
+        differential_layers: indices of the layers with that attention, the others have plain attention; all if None.
         lambda_init: a number in [0, 1), or "dynamic" for 0.8 - 0.6 exp(-0.3 l) in layer l (DiffCLIP*); only version
             1 has one.
         attention_dropout: dropout on both attention maps.
+        causal: hide later tokens from earlier ones.
+        pooling: the token that is read out, one of :data:`POOLINGS`.
+        projection_dim: size of a biased projection behind the token that is read out; None for none.
         pad_token_id: read by open_clip's adapter for an attention mask, which has no effect on this model.
 
     Raises:
@@ -77,6 +94,10 @@ class DiffCLIPTextConfig(PretrainedConfig):
         attention_version: int = 1,
         attention_gate: bool = False,
         lambda_init: float | str = LAMBDA_INIT,
+        differential_layers: list[int] | None = None,
+        causal: bool = True,
+        pooling: str = "argmax",
+        projection_dim: int | None = None,
         pad_token_id: int = 0,
         bos_token_id: int = 49406,
         eos_token_id: int = 49407,
@@ -92,6 +113,7 @@ class DiffCLIPTextConfig(PretrainedConfig):
                 "num_attention_heads": num_attention_heads,
                 "max_position_embeddings": max_position_embeddings,
             }
+            | ({} if projection_dim is None else {"projection_dim": projection_dim})
         )
         if type(attention_version) is not int or attention_version not in (0, 1, 2):  # True is 1 too
             raise ValueError(f"attention_version is {attention_version!r}; it must be 1 or 2, or 0 for plain attention")
@@ -104,6 +126,11 @@ class DiffCLIPTextConfig(PretrainedConfig):
         _check_number("layer_norm_eps", layer_norm_eps, 0.0, math.inf)
         _check_number("attention_dropout", attention_dropout, 0.0, 1.0)
         resolve_lambda_init(lambda_init, depth=0)
+        _check_layers("differential_layers", differential_layers, num_hidden_layers)
+        if type(causal) is not bool:
+            raise ValueError(f"causal is {causal!r}; it must be true or false")
+        if not isinstance(pooling, str) or pooling not in POOLINGS:
+            raise ValueError(f"pooling is {pooling!r}; it must be one of {', '.join(POOLINGS)}")
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.intermediate_size = intermediate_size
@@ -116,8 +143,22 @@ class DiffCLIPTextConfig(PretrainedConfig):
         self.attention_version = attention_version
         self.attention_gate = attention_gate
         self.lambda_init = lambda_init
+        self.differential_layers = differential_layers
+        self.causal = causal
+        self.pooling = pooling
+        self.projection_dim = projection_dim
         kwargs |= {"pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
         super().__init__(**kwargs)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Return the fields that config.json holds."""
+        fields: dict[str, Any] = super().to_diff_dict()
+        return {name: value for name, value in fields.items() if name not in _LATER or value != _LATER[name]}
+
+    @property
+    def pooled_size(self) -> int:
+        """Return the size of what is read out, by which open_clip's adapter knows whether to project it."""
+        return self.projection_dim or self.hidden_size
 
 
 @lru_cache

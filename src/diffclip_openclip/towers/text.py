@@ -2,8 +2,9 @@
 
 Registered with ``AutoConfig`` and ``AutoModel`` under ``model_type = "diffclip_text"``, which is how open_clip's
 ``HFTextEncoder`` builds it. Architecture: CLIP (arXiv 2103.00020, section 2.4), every attention layer differential
-(DiffCLIP, section 4.1), of either version, or
-timm's plain attention as a control.
+(DiffCLIP, section 4.1), of either version, or timm's plain attention as a control. Warm starts have plain layers among
+differential ones, and what other CLIPs do otherwise: SigLIP's is not causal, reads out the last token, and has a bias
+in its projection.
 
 Shape legend: B batch, N tokens, C hidden_size.
 """
@@ -104,7 +105,8 @@ def _attention(
     config: DiffCLIPTextConfig, depth: int
 ) -> DifferentialAttention | DifferentialAttentionV2 | PlainAttention:
     sizes = (config.hidden_size, config.num_attention_heads)
-    if config.attention_version == 0:
+    differential = config.differential_layers is None or depth in config.differential_layers
+    if config.attention_version == 0 or not differential:
         plain = GatedAttention if config.attention_gate else PlainAttention
         return plain(*sizes, qkv_bias=True, attn_drop=config.attention_dropout)
     if config.attention_version == 2:
@@ -115,7 +117,7 @@ def _attention(
 
 
 class DiffCLIPTextLayer(_NamesLayerNorms, GradientCheckpointingLayer, OpenClipBlock):
-    """Compute a pre-norm transformer block with causal attention.
+    """Compute a pre-norm transformer block.
 
     Each linear layer carries the standard deviation of its initial weights as ``initial_std``
     (openai/CLIP@main:clip/model.py, initialize_parameters).
@@ -123,6 +125,7 @@ class DiffCLIPTextLayer(_NamesLayerNorms, GradientCheckpointingLayer, OpenClipBl
 
     def __init__(self, config: DiffCLIPTextConfig, depth: int) -> None:
         super().__init__()
+        self.causal = config.causal
         self.ln_1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attn = _attention(config, depth)
         self.ln_2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -141,16 +144,17 @@ class DiffCLIPTextLayer(_NamesLayerNorms, GradientCheckpointingLayer, OpenClipBl
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Return the state behind the block, and with ``output_attentions`` the map A1 - lambda A2 beside it."""
         normed_BNC = self.ln_1(x_BNC)
-        hidden_BNC = x_BNC + self.attn(normed_BNC, is_causal=True)
+        hidden_BNC = x_BNC + self.attn(normed_BNC, is_causal=self.causal)
         out_BNC = hidden_BNC + self.mlp(self.ln_2(hidden_BNC))
-        return (out_BNC, weighted_maps(self.attn, normed_BNC, is_causal=True)) if output_attentions else out_BNC
+        return (out_BNC, weighted_maps(self.attn, normed_BNC, is_causal=self.causal)) if output_attentions else out_BNC
 
 
 class DiffCLIPTextModel(_NamesLayerNorms, DiffCLIPPreTrainedModel):
-    """Encode texts by a causal transformer with differential attention, read out at the end-of-text token.
+    """Encode texts by a transformer with differential attention, read out at one token.
 
-    ``pooler_output`` (B, C) is the final LayerNorm's state at the first occurrence of the largest token id of each
-    text, which is CLIP's end-of-text token (openai/CLIP@main:clip/model.py, encode_text).
+    ``pooler_output`` (B, pooled_size) is the final LayerNorm's state at the token that ``config.pooling`` says,
+    projected if ``config.projection_dim`` is set. "argmax" is the first occurrence of the largest token id of a text,
+    which is CLIP's end-of-text token (openai/CLIP@main:clip/model.py, encode_text).
 
     Args:
         config: sizes.
@@ -173,6 +177,8 @@ class DiffCLIPTextModel(_NamesLayerNorms, DiffCLIPPreTrainedModel):
             self.embeddings = DiffCLIPTextEmbeddings(config)
             self.layers = nn.ModuleList(DiffCLIPTextLayer(config, depth) for depth in range(config.num_hidden_layers))
             self.ln_final = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+            # open_clip's adapter has a projection of its own, without a bias
+            self.projection = nn.Linear(config.hidden_size, config.projection_dim) if config.projection_dim else None
         if device.type != "meta":
             self.to_empty(device=device)
         self.post_init()
@@ -260,7 +266,7 @@ class DiffCLIPTextModel(_NamesLayerNorms, DiffCLIPPreTrainedModel):
         Args:
             input_ids: token ids, (B, N), N up to ``config.max_position_embeddings``.
             attention_mask: accepted and without effect: a causal tower read out at its end-of-text token never sees
-                what is behind it.
+                what is behind it, and one that is not causal is trained to see padding.
             position_ids: row of the position embedding that each token gets, (B, N) or (1, N); 0, 1, ... unless given.
             output_hidden_states: also return the state before the first and behind each layer, each (B, N, C).
             output_attentions: also return each layer's map A1 - lambda A2, (B, h, N, N): h is the number of pairs of
@@ -287,13 +293,21 @@ class DiffCLIPTextModel(_NamesLayerNorms, DiffCLIPPreTrainedModel):
         if output_hidden_states:
             hidden_states.append(x_BNC)
         x_BNC = self.ln_final(x_BNC)
-        end_of_text = input_ids.argmax(dim=-1)
+        pooled_BC = x_BNC[torch.arange(x_BNC.shape[0], device=x_BNC.device), self._read_out(input_ids)]
         return BaseModelOutputWithPooling(
             last_hidden_state=x_BNC,
-            pooler_output=x_BNC[torch.arange(x_BNC.shape[0], device=x_BNC.device), end_of_text],
+            pooler_output=pooled_BC if self.projection is None else self.projection(pooled_BC),
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
+
+    def _read_out(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return the index of the token of each text whose state is read out, (B,)."""
+        if self.config.pooling == "argmax":
+            return input_ids.argmax(dim=-1)
+        if self.config.pooling == "eos":
+            return (input_ids == self.config.eos_token_id).int().argmax(dim=-1)
+        return torch.full_like(input_ids[:, 0], 0 if self.config.pooling == "first" else input_ids.shape[1] - 1)
 
 
 AutoModel.register(DiffCLIPTextConfig, DiffCLIPTextModel, exist_ok=True)

@@ -126,6 +126,18 @@ def _default_cfg(tower: Tower) -> dict[str, Any] | PretrainedCfg:
     }
 
 
+def build_vit(name: str, pretrained: bool, **kwargs: Any) -> VisionTransformer:
+    """Build timm's ViT with its arguments, as timm's own functions do for theirs."""
+    return build_model_with_cfg(
+        VisionTransformer,
+        name,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
+        **kwargs,
+    )
+
+
 def _create(tower: Tower, pretrained: bool, **kwargs: Any) -> VisionTransformer:
     measures = SIZES[tower.size]
     sizes = {
@@ -136,24 +148,26 @@ def _create(tower: Tower, pretrained: bool, **kwargs: Any) -> VisionTransformer:
         "num_heads": measures.num_heads // KINDS[tower.kind].heads_divisor,
         "num_classes": 0,
     }
-    return build_model_with_cfg(
-        VisionTransformer,
-        tower.name,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
-        **(sizes | kwargs),
-    )
+    return build_vit(tower.name, pretrained, **(sizes | kwargs))
+
+
+def check_name_is_free(name: str, module: str) -> None:
+    """Check that timm has no model of that name from elsewhere than ``module``.
+
+    Raises:
+        ValueError: it has.
+    """
+    if is_model(name) and model_entrypoint(name).__module__ != module:
+        raise ValueError(
+            f"timm already has another model named {name!r}, from {model_entrypoint(name).__module__}; "
+            "uninstall or rename that one to use diffclip_openclip"
+        )
 
 
 def _register_tower(tower: Tower) -> None:
     """Register one tower with timm; the caller of ``timm.create_model`` may override any of its arguments."""
     name = tower.name
-    if is_model(name) and model_entrypoint(name).__module__ != __name__:
-        raise ValueError(
-            f"timm already has another model named {name!r}, from {model_entrypoint(name).__module__}; "
-            "uninstall or rename that one to use diffclip_openclip"
-        )
+    check_name_is_free(name, __name__)
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
         return _create(tower, pretrained, **(_BUILDS[tower.kind].arguments | kwargs))

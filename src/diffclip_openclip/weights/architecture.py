@@ -13,10 +13,16 @@ from transformers.utils import CONFIG_NAME
 
 from diffclip_openclip.attention.v1 import DYNAMIC, LAMBDA_INIT
 from diffclip_openclip.files import read_json
-from diffclip_openclip.models import HALF_HEADS, KINDS, SIZES, TEXT_TOWER, TOWERS, TRUNK, find_tower
+from diffclip_openclip.models import HALF_HEADS, KINDS, SIZES, TEXT_TOWER, TOWERS, TRUNK, TWIN, find_tower
 from diffclip_openclip.registration import model_names
 from diffclip_openclip.towers.configs import DiffCLIPTextConfig
-from diffclip_openclip.weights.foreign import check_runs_nothing, check_sizes, loading_errors
+from diffclip_openclip.weights.foreign import (
+    check_runs_nothing,
+    check_sizes,
+    loading_errors,
+    timm_place,
+    twin_arguments,
+)
 from diffclip_openclip.weights.layouts import depth_of
 
 _STANDARD_HEAD_DIM = 64  # of the plain text towers of OpenAI, open_clip and SLIP, at every width
@@ -26,8 +32,9 @@ _STANDARD_HEAD_DIM = 64  # of the plain text towers of OpenAI, open_clip and SLI
 class Architecture:
     """Describe a model by what open_clip and transformers need to build it."""
 
-    model_cfg: dict[str, Any]  # open_clip's, without the place of the text tower
+    model_cfg: dict[str, Any]  # open_clip's, without the towers' places; the image tower has its name in timm
     text_config: dict[str, Any] | None  # the text tower's own config, if that tower is ours
+    tower_arguments: dict[str, Any] | None = None  # the image tower's, if it is ``models.TWIN``
 
     @property
     def name(self) -> str | None:
@@ -36,12 +43,14 @@ class Architecture:
 
     @property
     def tower(self) -> str:
-        """Return timm's name of the image tower."""
-        return self.model_cfg["vision_cfg"]["timm_model_name"]
+        """Return timm's name of the image tower, or the class of open_clip's own."""
+        return self.model_cfg["vision_cfg"].get("timm_model_name") or "open_clip.transformer.VisionTransformer"
 
     @property
     def version(self) -> int:
-        """Return the version of the image tower's differential attention, 0 for a plain tower."""
+        """Return the version of the differential attention, 0 for a plain image tower beside a text tower without 2."""
+        if self.tower_arguments is not None or (self.text_config or {}).get("attention_version") == 2:
+            return 2
         return KINDS[self.kind].version
 
     @property
@@ -55,26 +64,27 @@ class Architecture:
         return TOWERS[self.tower].kind if self.tower in TOWERS else "plain"
 
 
-def architecture_of(model_cfg: dict[str, Any], text_folder: Path | None = None) -> Architecture:
+def architecture_of(model_cfg: dict[str, Any], folder: Path | None = None) -> Architecture:
     """Return the architecture of an open_clip config.
 
     Args:
-        text_folder: where the text tower's config is, if not where ``model_cfg`` says.
+        folder: where the towers' own config is, if not where ``model_cfg`` says.
 
     Raises:
-        FileNotFoundError: no config of the text tower there.
-        ValueError: a text tower of another type than ours.
+        FileNotFoundError: no config of a tower there.
+        ValueError: a text tower of another type than ours, or arguments that no image tower has.
     """
     model_cfg = deepcopy(model_cfg)
-    folder = model_cfg["text_cfg"].pop("hf_model_name", None)
-    if folder is None:
-        return Architecture(model_cfg, None)
-    path = Path(text_folder or folder, CONFIG_NAME)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no config of the text tower, {path}")
-    config = read_json(path)
-    check_runs_nothing(config, path)
-    check_sizes(config, path)
+    tower_arguments = None
+    if place := timm_place(model_cfg):
+        path = Path(folder or place, CONFIG_NAME)
+        tower_arguments = twin_arguments(_config_of_tower(path, "image"), path)
+        model_cfg["vision_cfg"]["timm_model_name"] = TWIN
+    place = model_cfg["text_cfg"].pop("hf_model_name", None)
+    if place is None:
+        return Architecture(model_cfg, None, tower_arguments)
+    path = Path(folder or place, CONFIG_NAME)
+    config = _config_of_tower(path, "text")
     kind = config.get("model_type") if isinstance(config, dict) else config
     if kind != DiffCLIPTextConfig.model_type:
         raise ValueError(
@@ -83,9 +93,17 @@ def architecture_of(model_cfg: dict[str, Any], text_folder: Path | None = None) 
         )
     known = DiffCLIPTextConfig().to_dict().keys()
     with loading_errors(path):
-        return Architecture(
-            model_cfg, _text_json(DiffCLIPTextConfig.from_dict({key: config[key] for key in config if key in known}))
-        )
+        text_config = text_json(DiffCLIPTextConfig.from_dict({key: config[key] for key in config if key in known}))
+    return Architecture(model_cfg, text_config, tower_arguments)
+
+
+def _config_of_tower(path: Path, tower: str) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no config of the {tower} tower, {path}")
+    config = read_json(path)
+    check_runs_nothing(config, path)
+    check_sizes(config, path)
+    return config
 
 
 def packaged_architecture(name: str) -> Architecture:
@@ -110,7 +128,7 @@ def recognize(state_dict: Mapping[str, torch.Tensor], variant: str | None = None
     model_cfg: dict[str, Any] = {"embed_dim": _size(state_dict, "visual.head.proj.weight", 0)}
     if f"{TEXT_TOWER}layers.0.attn.proj.weight" in state_dict:
         text_config = _own_text(state_dict, variant)
-        text_cfg = _adapter_config(text_config)
+        text_cfg = adapter_config(text_config)
     else:
         text_config = None
         text_cfg = _plain_text(state_dict, variant)
@@ -145,6 +163,25 @@ def recognize_image_tower(state_dict: Mapping[str, torch.Tensor], variant: str |
         "timm_model_pretrained": False,
         "timm_pool": "token",
         "timm_proj": "linear",
+    }
+
+
+def text_json(config: DiffCLIPTextConfig) -> dict[str, Any]:
+    """Return what config.json holds: equal for equal models, whichever version of transformers wrote it."""
+    config.architectures = ["DiffCLIPTextModel"]
+    fields = config.to_diff_dict()
+    for unstable in ("transformers_version", "transformers_weights", "dtype"):
+        fields.pop(unstable, None)
+    return fields
+
+
+def adapter_config(text_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return open_clip's ``text_cfg`` for a text tower of ours, without its place."""
+    return {
+        "context_length": text_config["max_position_embeddings"],
+        "vocab_size": text_config["vocab_size"],
+        "hf_pooler_type": "diffclip_text_pooler",
+        "hf_proj_type": "linear",
     }
 
 
@@ -197,7 +234,7 @@ def _own_text(state_dict: Mapping[str, torch.Tensor], variant: str | None) -> di
         max_position_embeddings=_size(state_dict, f"{TEXT_TOWER}embeddings.positional_embedding", 0),
         **kind,
     )
-    return _text_json(config)
+    return text_json(config)
 
 
 def _text_without_lambda(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -216,22 +253,6 @@ def _text_without_lambda(state_dict: Mapping[str, torch.Tensor]) -> dict[str, An
     )
 
 
-def _text_json(config: DiffCLIPTextConfig) -> dict[str, Any]:
-    """Return what config.json holds: equal for equal models, whichever version of transformers wrote it."""
-    config.architectures = ["DiffCLIPTextModel"]
-    fields = config.to_diff_dict()
-    for unstable in ("transformers_version", "transformers_weights", "dtype"):
-        fields.pop(unstable, None)
-    return fields
-
-
-def _adapter_config(text_config: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "context_length": text_config["max_position_embeddings"],
-        "vocab_size": text_config["vocab_size"],
-        "hf_pooler_type": "diffclip_text_pooler",
-        "hf_proj_type": "linear",
-    }
 
 
 def _plain_text(state_dict: Mapping[str, torch.Tensor], variant: str | None) -> dict[str, Any]:

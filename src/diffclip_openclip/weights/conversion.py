@@ -9,8 +9,16 @@ from diffclip_openclip.files import check_place, staged
 from diffclip_openclip.models import HALF_HEADS, TRUNK
 from diffclip_openclip.weights.card import model_card
 from diffclip_openclip.weights.checkpoint import StateDict, read_checkpoint, save_safetensors, save_torch
-from diffclip_openclip.weights.directory import MODEL_DIRECTORY, PREPROCESS, read_config, write_directory, write_place
+from diffclip_openclip.weights.directory import (
+    MODEL_DIRECTORY,
+    PREPROCESS,
+    placed_towers,
+    read_config,
+    write_directory,
+    write_place,
+)
 from diffclip_openclip.weights.layouts import to_reference
+from diffclip_openclip.weights.processors import hf_tokenizer
 from diffclip_openclip.weights.source import Source, load_source
 from diffclip_openclip.weights.spec import parse_source
 
@@ -61,10 +69,12 @@ def convert(
 def _repair(folder: Path) -> list[str]:
     """Correct the one path in a directory that was moved; nothing else changes, and no file is added."""
     model_cfg, _ = read_config(folder)
-    if "hf_model_name" not in model_cfg["text_cfg"]:
+    if not (towers := placed_towers(model_cfg)):
         return [f"{folder} names no place, so there is nothing to correct"]
     write_place(folder)
-    return [f"{folder / HF_CONFIG_NAME} now names {folder.resolve()} as the place of the text tower"]
+    return [
+        f"{folder / HF_CONFIG_NAME} now names {folder.resolve()} as the place of the {' and the '.join(towers)} tower"
+    ]
 
 
 def _to_directory(source: Source, out: Path, preprocess: str | None, overwrite: bool) -> list[str]:
@@ -82,6 +92,7 @@ def _to_directory(source: Source, out: Path, preprocess: str | None, overwrite: 
         architecture=source.architecture,
         preprocess_cfg=source.preprocess_cfg,
         card=model_card(source, "convert"),
+        tokenizer=hf_tokenizer(source.architecture.model_cfg["text_cfg"], source.folder),
         overwrite=overwrite,
     )
     return [f"{out} is {source.architecture.name or source.architecture.tower}", *source.notes]
@@ -94,7 +105,12 @@ def _to_file(source: Source, out: Path, to: str, overwrite: bool) -> list[str]:
         weights = {
             key.removeprefix(TRUNK): tensor for key, tensor in source.state_dict.items() if key.startswith(TRUNK)
         }
-        note = f"timm.create_model({source.architecture.tower!r}, checkpoint_path={str(out)!r}) loads it"
+        arguments = f"{source.architecture.tower!r}, checkpoint_path={str(out)!r}"
+        if source.architecture.tower_arguments is not None:
+            arguments += f", **{source.architecture.tower_arguments!r}"
+        note = f"timm.create_model({arguments}) loads it"
+        if not weights:
+            raise ValueError(f"{source.label} has an image tower of open_clip's own, which timm does not know")
     else:
         if source.architecture.version == 2:
             raise ValueError(f"{source.label} has V2 attention, which the authors' layout does not know")

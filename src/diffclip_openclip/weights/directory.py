@@ -16,24 +16,31 @@ import torch
 from open_clip.constants import (
     HF_CONFIG_NAME,
     HF_SAFE_WEIGHTS_NAME,
+    HF_WEIGHTS_NAME,
     IMAGENET_MEAN,
     IMAGENET_STD,
     OPENAI_DATASET_MEAN,
     OPENAI_DATASET_STD,
 )
+from timm.layers import to_2tuple
 from transformers.utils import CONFIG_NAME
 
 from diffclip_openclip.files import Folder, check_place, read_json, staged, write_json
+from diffclip_openclip.models import TWIN
 from diffclip_openclip.towers.configs import DiffCLIPTextConfig
+from diffclip_openclip.towers.timm_twin import DEFAULT_CFG
 from diffclip_openclip.weights.architecture import Architecture
-from diffclip_openclip.weights.checkpoint import StateDict, save_safetensors
+from diffclip_openclip.weights.checkpoint import StateDict, read_checkpoint, save_safetensors
 from diffclip_openclip.weights.foreign import (
     HOST_ERRORS,
     check_open_clip_config,
     check_runs_nothing,
     check_sizes,
     loading_errors,
+    named_timm_place,
+    timm_place,
 )
+from diffclip_openclip.weights.mapped import assign
 from diffclip_openclip.weights.processors import (
     IMAGE_PROCESSOR_FILE,
     TOKENIZER_FILES,
@@ -86,6 +93,7 @@ def write_directory(
     architecture: Architecture,
     preprocess_cfg: dict[str, Any],
     card: str,
+    tokenizer: Any = None,
     overwrite: bool = False,
     check: Callable[[Any], None] = lambda model: None,
 ) -> None:
@@ -96,6 +104,7 @@ def write_directory(
             are more than needs to be in memory.
         preprocess_cfg: open_clip's.
         card: what README.md is to say.
+        tokenizer: of transformers, as :func:`~diffclip_openclip.weights.processors.hf_tokenizer` gives it.
         check: is given the model that was loaded back, and raises to stop.
 
     Raises:
@@ -109,8 +118,8 @@ def write_directory(
         _write_configs(folder, architecture, preprocess_cfg, place=folder)
         save_safetensors(state_dict, folder / HF_SAFE_WEIGHTS_NAME)
         (folder / CARD).write_text(card, encoding="utf-8")
+        write_tokenizer(folder, architecture.model_cfg["text_cfg"], tokenizer)
         check(_verified(folder, state_dict))
-        write_tokenizer(folder, architecture.model_cfg["text_cfg"])
         write_image_processor(folder)
         _write_configs(folder, architecture, preprocess_cfg, place=out.resolve())
 
@@ -122,11 +131,12 @@ def read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         FileNotFoundError: no ``open_clip_config.json`` there.
         ValueError: one that is not open_clip's, has values that no model was trained with, or would have code run.
     """
-    return check_open_clip_config(_whole_config(folder), folder / HF_CONFIG_NAME)
+    config, beside = _whole_config(folder)
+    return check_open_clip_config(config, folder / HF_CONFIG_NAME, beside=beside)
 
 
-def _whole_config(folder: Path) -> Any:
-    """Read ``open_clip_config.json``, and check what lies beside it for transformers."""
+def _whole_config(folder: Path) -> tuple[Any, Any]:
+    """Read ``open_clip_config.json`` and ``config.json``, and check what lies beside them for transformers."""
     path = folder / HF_CONFIG_NAME
     if not path.is_file():
         raise FileNotFoundError(f"the directory {folder} has no {HF_CONFIG_NAME}; give a checkpoint file in it instead")
@@ -136,11 +146,11 @@ def _whole_config(folder: Path) -> Any:
             check_runs_nothing(beside, folder / name)
             if isinstance(beside, dict) and beside.get("model_type") == DiffCLIPTextConfig.model_type:
                 check_sizes(beside, folder / name)
-    return read_json(path)
+    return read_json(path), read_json(folder / CONFIG_NAME) if (folder / CONFIG_NAME).is_file() else None
 
 
-def check_text_place(folder: Path) -> None:
-    """Refuse a directory whose own text config open_clip would not read, because its config names another place.
+def check_places(folder: Path) -> None:
+    """Refuse a directory whose own towers' config the hosts would not read, because its config names another place.
 
     Of a moved directory that place is gone. Of a copied one it is the original, whose lambda_init and activation
     open_clip would give to this one's weights.
@@ -150,30 +160,45 @@ def check_text_place(folder: Path) -> None:
         ValueError: it names another place.
     """
     model_cfg, _ = read_config(folder)
-    place = Path(model_cfg["text_cfg"].get("hf_model_name") or folder)
-    own = (folder / CONFIG_NAME).is_file() and place.is_absolute()  # else it names packaged configs, or the hub's
-    if own and not (place.is_dir() and place.samefile(folder)):
-        raise ValueError(
-            f"{folder} was moved or copied from {place}, and still has open_clip look there for its text tower; "
-            f"correct it with: diffclip convert {folder} {folder}"
-        )
+    own = (folder / CONFIG_NAME).is_file()
+    text = Path(model_cfg["text_cfg"].get("hf_model_name") or folder)
+    image = timm_place(model_cfg)
+    # a relative place of the text tower names packaged configs, or the hub's
+    places = {"text": text if own and text.is_absolute() else folder, "image": Path(image or folder)}
+    for tower, place in places.items():
+        if not (place.is_dir() and place.samefile(folder)):
+            raise ValueError(
+                f"{folder} was moved or copied from {place}, and still has open_clip look there for its {tower} tower; "
+                f"correct it with: diffclip convert {folder} {folder}"
+            )
+
+
+def placed_towers(model_cfg: dict[str, Any]) -> list[str]:
+    """Return the towers of which a config names the place, "text" or "image", wrong once the directory is moved."""
+    return ["text"] * ("hf_model_name" in model_cfg["text_cfg"]) + ["image"] * (timm_place(model_cfg) is not None)
 
 
 def config_at(folder: Path, place: str) -> dict[str, Any]:
-    """Return all of ``folder``'s ``open_clip_config.json``, with the text tower at ``place`` if it names one.
+    """Return all of ``folder``'s ``open_clip_config.json``, with the towers at ``place`` if it names one.
+
+    Args:
+        place: the absolute path of a folder, or a repository on the hub.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`read_config`.
     """
-    config: dict[str, Any] = _whole_config(folder)
-    model_cfg, _ = check_open_clip_config(config, folder / HF_CONFIG_NAME)
+    config: dict[str, Any]
+    config, beside = _whole_config(folder)
+    model_cfg, _ = check_open_clip_config(config, folder / HF_CONFIG_NAME, beside=beside)
     if "hf_model_name" in model_cfg["text_cfg"]:
         model_cfg["text_cfg"]["hf_model_name"] = place
+    if timm_place(model_cfg):
+        model_cfg["vision_cfg"]["timm_model_name"] = named_timm_place(place)
     return config
 
 
 def write_place(folder: Path) -> None:
-    """Set the place of the text tower that ``folder``'s config names to ``folder``, for a directory that was moved."""
+    """Set the place of the towers that ``folder``'s config names to ``folder``, for a directory that was moved."""
     with staged(folder / HF_CONFIG_NAME, overwrite=True) as new:
         write_json(new, config_at(folder, str(folder.resolve())))
 
@@ -181,7 +206,8 @@ def write_place(folder: Path) -> None:
 def initial_state(architecture: Architecture, folder: Path) -> StateDict:
     """Return the state dict of a model as open_clip initialises it; ``folder`` is one to work in."""
     _write_configs(folder, architecture, {}, place=folder)
-    return dict(_create(folder, pretrained_text=False).state_dict())  # there are no weights to take the text tower from
+    # there are no weights to take the text tower from
+    return dict(open_clip.create_model(f"local-dir:{folder}", pretrained_text=False).state_dict())
 
 
 def tokenizer_of(name: str, model_cfg: dict[str, Any]) -> Any:
@@ -200,16 +226,50 @@ def tokenizer_of(name: str, model_cfg: dict[str, Any]) -> Any:
 
 def _write_configs(folder: Path, architecture: Architecture, preprocess_cfg: dict[str, Any], place: Path) -> None:
     model_cfg = architecture.model_cfg
+    config: dict[str, Any] = {}  # of both towers: transformers and timm pass over each other's keys
     if architecture.text_config is not None:
         model_cfg = model_cfg | {"text_cfg": {**model_cfg["text_cfg"], "hf_model_name": str(place)}}
-        text_config = architecture.text_config | {"transformers_weights": HF_SAFE_WEIGHTS_NAME}
-        write_json(folder / CONFIG_NAME, text_config)
+        config |= architecture.text_config | {"transformers_weights": HF_SAFE_WEIGHTS_NAME}
+    if architecture.tower_arguments is not None:
+        vision_cfg = {**model_cfg["vision_cfg"], "timm_model_name": named_timm_place(str(place))}
+        model_cfg = model_cfg | {"vision_cfg": vision_cfg}
+        image_size = to_2tuple(vision_cfg["image_size"])
+        pretrained_cfg = DEFAULT_CFG | {"input_size": [3, *image_size]}
+        config |= {"architecture": TWIN, "model_args": architecture.tower_arguments, "pretrained_cfg": pretrained_cfg}
+    if config:
+        write_json(folder / CONFIG_NAME, config)
     write_json(folder / HF_CONFIG_NAME, {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg})
 
 
-def _create(folder: Path, **kwargs: Any) -> Any:
-    # safe without weights_only: it is the folder's safetensors file that is loaded
-    return open_clip.create_model(f"local-dir:{folder}", **kwargs)
+def weights_file(folder: Path) -> Path:
+    """Return the file with the weights of a directory in open_clip's form.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    for name in (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME):
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(
+        f"{folder} has neither {HF_SAFE_WEIGHTS_NAME} nor {HF_WEIGHTS_NAME}; copy the weights there"
+    )
+
+
+def _create(folder: Path) -> Any:
+    """Build the model as open_clip does, with weights that are mapped from the file.
+
+    open_clip's own loading has a model of random weights and the file in memory beside each other. It is taken for
+    towers that have values beside their weights, such as timm's Swin.
+    """
+    options = {"load_weights": False, "pretrained_text": False}
+    with torch.device("meta"):
+        model = open_clip.create_model(f"local-dir:{folder}", device="meta", force_custom_text=True, **options)
+    state_dict = read_checkpoint(folder / HF_SAFE_WEIGHTS_NAME)
+    try:
+        assign(model, lambda: model.load_state_dict(state_dict, assign=True))
+    except LookupError:
+        return open_clip.create_model(f"local-dir:{folder}")
+    return model
 
 
 def _digest(key: str, tensor: torch.Tensor) -> bytes:
@@ -233,7 +293,8 @@ def _verified(folder: Path, state_dict: StateDict) -> Any:
         raise ValueError(f"the weights do not fit the architecture that they seem to have: {error}") from error
     with loading_errors("the tokenizer"):
         tokenizer = tokenizer_of(f"local-dir:{folder}", read_config(folder)[0])
-    if model.vocab_size < (words := tokenizer.vocab_size):
+    # transformers' may have tokens that no text is given
+    if model.vocab_size < (words := getattr(tokenizer, "vocab_size", 0)):
         raise ValueError(
             f"token_embedding.weight has {model.vocab_size} rows; open_clip's tokenizer has {words} tokens"
         )

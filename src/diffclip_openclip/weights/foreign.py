@@ -8,14 +8,19 @@ name, wherever in a file it stands.
 
 import math
 import pickle
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import timm
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.transform import PreprocessCfg
+
+from diffclip_openclip.models import TWIN
+from diffclip_openclip.towers.timm_twin import check_arguments
 
 _SECTIONS = {"text_cfg": CLIPTextCfg, "vision_cfg": CLIPVisionCfg}
 # of the arguments of open_clip's tokenizers, those that are not passed on to transformers
@@ -37,7 +42,9 @@ _OWN_IMPLEMENTATIONS |= {"grouped_mm", "batched_mm"}
 _LARGEST = {
     **dict.fromkeys(("layers", "num_hidden_layers"), 1000),
     "image_size": 1 << 13,
-    **dict.fromkeys(("embed_dim", "width", "hidden_size", "heads", "num_attention_heads", "n_queries"), 1 << 16),
+    **dict.fromkeys(
+        ("embed_dim", "width", "hidden_size", "projection_dim", "heads", "num_attention_heads", "n_queries"), 1 << 16
+    ),
     **dict.fromkeys(("intermediate_size", "context_length", "max_position_embeddings"), 1 << 20),
     "vocab_size": 1 << 23,
     "num_labels": 1 << 16,  # transformers makes a name for each, whatever the model
@@ -121,11 +128,12 @@ def _items(config: Any) -> Iterator[tuple[Any, Any]]:
             left += inner
 
 
-def check_open_clip_config(config: Any, path: object) -> tuple[dict[str, Any], dict[str, Any]]:
+def check_open_clip_config(config: Any, path: object, *, beside: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return ``model_cfg`` and ``preprocess_cfg`` of an ``open_clip_config.json``'s content.
 
     Args:
         path: where it is from, for the message.
+        beside: the content of the config.json beside it, which may hold the image tower's arguments.
 
     Raises:
         ValueError: it is not open_clip's, would have code run, or has a key or a value that open_clip does not know.
@@ -144,7 +152,7 @@ def check_open_clip_config(config: Any, path: object) -> tuple[dict[str, Any], d
             _check_keys(kwargs, _TOKENIZER_KWARGS, f"{path}: tokenizer_kwargs")
             allowed.add("tokenizer_kwargs")
         _check_keys(model_cfg[section], allowed, f"{path}: {section}")
-    _check_names(model_cfg, path)
+    _check_names(model_cfg, path, beside)
     check_preprocess_cfg(preprocess_cfg, path)
     return model_cfg, preprocess_cfg
 
@@ -156,11 +164,42 @@ def _check_keys(config: Any, allowed: set[str], what: str) -> None:
         raise ValueError(f"{what} has {', '.join(unknown)}, which nobody knows; known are {', '.join(sorted(allowed))}")
 
 
-def _check_names(model_cfg: Mapping[str, Any], path: object) -> None:
+def timm_place(model_cfg: Mapping[str, Any]) -> str | None:
+    """Return the folder or repository from whose config.json timm is to read the image tower; None for a name."""
+    match = re.fullmatch(r"(?:local-dir|hf-hub):(.+)", str(model_cfg["vision_cfg"].get("timm_model_name")), re.DOTALL)
+    return match[1] if match else None
+
+
+def named_timm_place(place: str) -> str:
+    """Return the inverse of :func:`timm_place`; a folder is named by its absolute path."""
+    return f"{'local-dir' if Path(place).is_absolute() else 'hf-hub'}:{place}"
+
+
+def twin_arguments(config: Any, path: object) -> dict[str, Any]:
+    """Return the image tower's arguments that a config.json has for timm.
+
+    Args:
+        path: where the config is from, for the message.
+
+    Raises:
+        ValueError: it has another model for timm than ours, or arguments that ours does not take.
+    """
+    if not isinstance(config, dict) or config.get("architecture") != TWIN:
+        found = config.get("architecture") if isinstance(config, dict) else None
+        raise ValueError(
+            f"{path} goes by a config.json whose architecture is {found!r:.60}; of timm's models only {TWIN!r} is read "
+            "from a file, timm.list_models() lists those that have a name"
+        )
+    return check_arguments(config.get("model_args"), path)
+
+
+def _check_names(model_cfg: Mapping[str, Any], path: object, beside: Any) -> None:
     """Check what leads the hosts to other places: timm's model, and the text tower's config and tokenizer."""
     tower = model_cfg["vision_cfg"].get("timm_model_name")
-    # others are read from the hub or from a folder (timm's hf-hub: and local-dir:), with arguments from there
-    if tower is not None and not (isinstance(tower, str) and timm.is_model(tower)):
+    # timm reads others from the hub or from a folder, with arguments from there: its own folder's were checked
+    if isinstance(tower, str) and timm_place(model_cfg) and beside is not None:
+        twin_arguments(beside, f"{path}: timm_model_name {tower!r}")
+    elif tower is not None and not (isinstance(tower, str) and timm.is_model(tower)):
         raise ValueError(f"{path} has timm_model_name {tower!r}; timm.list_models() lists those that are known")
     for key in ("hf_model_name", "hf_tokenizer_name"):
         if not isinstance(name := model_cfg["text_cfg"].get(key), str | None):

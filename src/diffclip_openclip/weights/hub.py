@@ -25,7 +25,7 @@ from transformers.utils import CONFIG_NAME
 from diffclip_openclip.files import read_json
 from diffclip_openclip.weights.checkpoint import read_checkpoint
 from diffclip_openclip.weights.directory import CARD, TRANSFORMERS_FILES, config_at
-from diffclip_openclip.weights.foreign import check_open_clip_config
+from diffclip_openclip.weights.foreign import check_open_clip_config, named_timm_place
 
 SCHEME = "hf://"
 AUTHORS_FILE = "checkpoint_best.pt"  # in each of the authors' repositories
@@ -83,8 +83,17 @@ def read_hub_config(repo_id: str) -> tuple[dict[str, Any], dict[str, Any]]:
         ValueError: as :func:`~diffclip_openclip.weights.directory.read_config`.
     """
     with _one_line_errors(repo_id):
-        path = Path(hf_hub_download(repo_id, HF_CONFIG_NAME))
-    return check_open_clip_config(read_json(path), f"{SCHEME}{repo_id}/{HF_CONFIG_NAME}")
+        config, beside = read_json(Path(hf_hub_download(repo_id, HF_CONFIG_NAME))), None
+        if _timm_model_name(config) == named_timm_place(repo_id):
+            beside = read_json(Path(hf_hub_download(repo_id, CONFIG_NAME)))
+    return check_open_clip_config(config, f"{SCHEME}{repo_id}/{HF_CONFIG_NAME}", beside=beside)
+
+
+def _timm_model_name(config: Any) -> Any:
+    try:
+        return config["model_cfg"]["vision_cfg"]["timm_model_name"]
+    except (KeyError, TypeError):  # there is none, or the config is not open_clip's
+        return None
 
 
 def push(folder: Path, repo_id: str, *, private: bool = False) -> str:

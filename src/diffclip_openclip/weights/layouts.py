@@ -135,20 +135,24 @@ _OPENAI_IMAGE_BLOCK = [
     *_layer("ln_2", "norm2"),
     *_layer("mlp.c_fc", "mlp.fc1"),
     *_layer("mlp.c_proj", "mlp.fc2"),
+    Row("ls_1.gamma", "ls1.gamma"),
+    Row("ls_2.gamma", "ls2.gamma"),
 ]
-_OPENAI = [
+_OPENAI_IMAGE = [
     Row("visual.class_embedding", f"{TRUNK}cls_token", change="unsqueezed 2"),
     Row("visual.positional_embedding", f"{TRUNK}pos_embed", change="unsqueezed 1"),
     Row("visual.conv1.weight", f"{TRUNK}patch_embed.proj.weight"),
     *_layer("visual.ln_pre", f"{TRUNK}norm_pre"),
     *_layer("visual.ln_post", f"{TRUNK}norm"),
     Row("visual.proj", "visual.head.proj.weight", change="transposed"),
-    Row("logit_scale", "logit_scale"),
     *_under("visual.transformer.resblocks.{i}.", f"{TRUNK}blocks.{{i}}.", _OPENAI_IMAGE_BLOCK + _OPENAI_BLOCK),
+]
+_OPENAI_TEXT = [
     Row("text.token_embedding.weight", f"{TEXT_TOWER}embeddings.token_embedding.weight"),
     Row("text.positional_embedding", f"{TEXT_TOWER}embeddings.positional_embedding"),
     *_layer("text.ln_final", f"{TEXT_TOWER}ln_final"),
     Row("text.text_projection", "text.proj.weight", change="transposed"),
+    *_layer("text.text_projection", f"{TEXT_TOWER}projection"),  # SigLIP's, with a bias
     *_under(f"{TEXT_TOWER}resblocks.{{i}}.", f"{TEXT_TOWER}layers.{{i}}.", _TEXT_BLOCK + _OPENAI_BLOCK),
 ]
 
@@ -205,27 +209,20 @@ def to_reference(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
     return converted
 
 
-def from_openai(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
-    """Return a plain open_clip ``CustomTextCLIP``'s state dict with the names and shapes of a V2 model's towers.
+def from_openai(state_dict: Mapping[str, torch.Tensor], *, copy: bool = True) -> StateDict:
+    """Return a state dict of open_clip's own plain towers with the names and shapes of timm's and of our text tower.
 
-    The image tower may be open_clip's own or timm's already; the text tower is open_clip's own.
-
-    Raises:
-        ValueError: a tensor that has no counterpart.
+    Args:
+        state_dict: of a ``CustomTextCLIP`` or of one of its towers, with the keys that these have there. Other keys,
+            such as an image tower's that is timm's already, stay as they are.
+        copy: as :func:`from_reference`.
     """
-    table = {row.theirs: row for row in _OPENAI}
+    table = {row.theirs: row for row in (*_OPENAI_IMAGE, *_OPENAI_TEXT)}
     converted: StateDict = {}
     for key, tensor in state_dict.items():
-        row = table.get(re.sub(r"\.\d+\.", ".{i}.", key, count=1))
-        if row is None and key.startswith((TRUNK, "visual.head.")):
-            converted[key] = _own(tensor)
-        elif row is None:
-            raise ValueError(
-                f"{key} has no counterpart in a V2 model; supported are CLIP's ViTs with a plain text tower"
-            )
-        else:
-            index = re.search(r"\.(\d+)\.", key)
-            converted[row.ours.format(i=index[1] if index else "")] = _to_ours([tensor], row)
+        row = table.get(re.sub(r"\.\d+\.", ".{i}.", key, count=1), Row(key, key))
+        index = re.search(r"\.(\d+)\.", key)
+        converted[row.ours.format(i=index[1] if index else "")] = _to_ours([tensor], row, copy)
     return converted
 
 

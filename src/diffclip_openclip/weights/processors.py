@@ -43,14 +43,43 @@ _CONTROLS = r"[\x{0}-\x{8}\x{b}\x{e}-\x{1f}\x{7f}\x{206a}-\x{206f}\x{feff}\x{fff
 _SINGLE_QUOTES, _DOUBLE_QUOTES = "[\u02bc\u2018-\u201b]", "[\u201c-\u201f]"  # uncurl_quotes
 
 
-def write_tokenizer(folder: Path, text_cfg: Mapping[str, Any]) -> None:
-    """Write the files for ``AutoTokenizer``, 1.7 MB; none if open_clip has another than its usual tokenizer.
+def hf_tokenizer(text_cfg: Mapping[str, Any], folder: Path | None) -> Any:
+    """Return the tokenizer of transformers that open_clip takes for a model; None where it takes its own.
 
-    ``tokenizer(texts, padding="max_length", truncation=True)`` then gives what open_clip's gives.
+    No code that comes with a tokenizer is run.
 
     Args:
         text_cfg: of open_clip's config.
+        folder: of the model, which may have the tokenizer's files.
+
+    Raises:
+        ValueError: the tokenizer needs code of its own.
+        OSError: its files are neither there nor on the hub.
     """
+    from transformers import AutoTokenizer  # takes long to import
+
+    name = text_cfg.get("hf_tokenizer_name")
+    if not name:
+        return None
+    own = folder is not None and any((folder / file).is_file() for file in TOKENIZER_FILES)
+    return AutoTokenizer.from_pretrained(folder if own else name, trust_remote_code=False)
+
+
+def write_tokenizer(folder: Path, text_cfg: Mapping[str, Any], tokenizer: Any = None) -> None:
+    """Write the files for ``AutoTokenizer``: a tokenizer of transformers, or open_clip's usual one, 1.7 MB.
+
+    ``tokenizer(texts, padding="max_length", truncation=True)`` then gives what open_clip's gives. No other tokenizer of
+    open_clip's own is written.
+
+    Args:
+        text_cfg: of open_clip's config.
+        tokenizer: as :func:`hf_tokenizer` gives it.
+    """
+    if tokenizer is not None:
+        for path in map(Path, tokenizer.save_pretrained(folder)):
+            if path.parent == folder and path.name not in TOKENIZER_FILES:
+                path.unlink(missing_ok=True)  # what older versions of transformers read
+        return
     if text_cfg.get("hf_tokenizer_name") or text_cfg.get("tokenizer_kwargs"):
         return
     backend, config = TOKENIZER_FILES

@@ -1,6 +1,7 @@
 """Read SRC of ``diffclip convert``: whatever holds a CLIP's weights, as a state dict in open_clip's layout."""
 
 import tempfile
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class Source:
     architecture: Architecture
     preprocess_cfg: dict[str, Any] | None  # open_clip's; None where the source does not say
     layout: Layout | None = None  # of the weight file; None where open_clip loaded the weights
+    folder: Path | None = None  # the model directory that it is from or was trained from, if there is one
     notes: list[str] = field(default_factory=list)  # facts that the user should know
 
 
@@ -72,12 +74,13 @@ def load_source(src: str, variant: str | None = None) -> Source:
 
 def _from_directory(folder: Path) -> Source:
     model_cfg, preprocess_cfg = read_config(folder)
-    if "timm_model_name" not in model_cfg["vision_cfg"]:
+    if "timm_model_name" not in model_cfg["vision_cfg"] and "hf_model_name" not in model_cfg["text_cfg"]:
         raise ValueError(_only_warm_start(folder, f"local-dir:{folder}"))
     weights = folder / HF_SAFE_WEIGHTS_NAME
     state_dict = read_checkpoint(weights)
     architecture = architecture_of(model_cfg, folder)
-    return Source(str(folder), sha256(weights), state_dict, architecture, preprocess_cfg, detect(state_dict))
+    layout = detect(state_dict)
+    return Source(str(folder), sha256(weights), state_dict, architecture, preprocess_cfg, layout, folder)
 
 
 def _from_named(spec: ModelSpec, variant: str | None) -> Source:
@@ -121,13 +124,13 @@ def _from_file(path: Path, variant: str | None, named: Architecture | None = Non
                 f"{path} has a plain ViT-S/16: SLIP's has 12 heads and timm's 6, which weights do not tell"
             )
         return Source(str(path), digest, state_dict, architecture, PREPROCESS["slip"], layout)
-    if layout is Layout.OURS:
-        run = TrainingRun.of_checkpoint(path)
+    run = TrainingRun.of_checkpoint(path)
+    if layout is Layout.OURS or (layout is Layout.OPENAI and _has_our_text_tower(run)):
         architecture = _trained(path, run, state_dict, variant, named)
         if "logit_bias" in state_dict:  # trained with --siglip; the config's value is only where training starts
             architecture.model_cfg["init_logit_bias"] = float(state_dict["logit_bias"])
         notes = [] if named or variant or _architecture_of_run(run) else _guesses(architecture)
-        return Source(str(path), digest, state_dict, architecture, run.preprocess_cfg, layout, notes)
+        return Source(str(path), digest, state_dict, architecture, run.preprocess_cfg, layout, run.directory, notes)
     if layout is Layout.TIMM and named is None:
         return _from_image_tower(str(path), digest, state_dict, variant)
     if layout is Layout.OPENAI:
@@ -169,7 +172,7 @@ def _from_image_tower(label: str, digest: str, state_dict: StateDict, variant: s
     notes = ["only the image tower is the source's: projections, text tower and logit_scale are untrained"]
     if head:
         notes.append(f"left out: {', '.join(head)}")
-    return Source(label, digest, initial | trunk, architecture, None, Layout.TIMM, notes)
+    return Source(label, digest, initial | trunk, architecture, None, Layout.TIMM, notes=notes)
 
 
 def _trained(
@@ -186,7 +189,28 @@ def _trained(
         return recognize(state_dict, variant)
     if variant is not None:
         raise ValueError(f"the run's params.txt says that {path} is {run.model}; leave out --variant {variant}")
-    return recognize(state_dict, architecture.variant) if run.has_other_sizes else architecture
+    if run.has_other_sizes:
+        return _resized(architecture, run) if architecture.name is None else recognize(state_dict, architecture.variant)
+    return architecture
+
+
+def _resized(architecture: Architecture, run: TrainingRun) -> Architecture:
+    """Return an architecture with the image size that the run was told to take."""
+    size = run.params.get("force_image_size")
+    size = size[0] if isinstance(size, list | tuple) and len(size) == 1 else size
+    if not size:
+        return architecture
+    architecture = deepcopy(architecture)
+    architecture.model_cfg["vision_cfg"]["image_size"] = size
+    if architecture.tower_arguments is not None:
+        architecture.tower_arguments["img_size"] = size
+    return architecture
+
+
+def _has_our_text_tower(run: TrainingRun) -> bool:
+    """Return whether a run's model has our text tower, also beside open_clip's own image tower."""
+    architecture = _architecture_of_run(run)
+    return architecture is not None and architecture.text_config is not None
 
 
 def _architecture_of_run(run: TrainingRun) -> Architecture | None:

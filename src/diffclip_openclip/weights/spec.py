@@ -32,7 +32,8 @@ from open_clip.factory import HF_HUB_PREFIX, LOCAL_DIR_PREFIX, parse_model_name
 from transformers.utils import CONFIG_NAME
 
 from diffclip_openclip.weights.architecture import Architecture, architecture_of
-from diffclip_openclip.weights.directory import check_text_place, read_config
+from diffclip_openclip.weights.directory import check_places, read_config
+from diffclip_openclip.weights.foreign import timm_place
 from diffclip_openclip.weights.hub import SCHEME, read_hub_config
 from diffclip_openclip.weights.runs import TrainingRun
 
@@ -174,7 +175,7 @@ def _check_directory(spec: ModelSpec) -> None:
             if Path(head := ",".join(parts[:count])).is_dir():
                 raise ValueError(_own_weights(f"{LOCAL_DIR_PREFIX}{head}", ",".join(parts[count:])))
         raise FileNotFoundError(f"there is no directory {directory}, which {spec.name} names")
-    check_text_place(directory)
+    check_places(directory)
 
 
 def _own_weights(name: str, pretrained: str) -> str:
@@ -247,9 +248,9 @@ def _architecture(name: str) -> Architecture | None:
         model_cfg = config_of(name)
         if model_cfg is None:
             return None
-        text_tower = model_cfg["text_cfg"].get("hf_model_name")
-        if schema == "hf-hub" and text_tower:
-            return architecture_of(model_cfg, Path(hf_hub_download(text_tower, CONFIG_NAME)).parent)
+        place_on_hub = model_cfg["text_cfg"].get("hf_model_name") or timm_place(model_cfg)
+        if schema == "hf-hub" and place_on_hub:
+            return architecture_of(model_cfg, Path(hf_hub_download(place_on_hub, CONFIG_NAME)).parent)
         has_own = schema == "local-dir" and Path(place, CONFIG_NAME).is_file()
         return architecture_of(model_cfg, Path(place) if has_own else None)
     except (ValueError, OSError):

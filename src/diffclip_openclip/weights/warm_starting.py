@@ -1,169 +1,214 @@
 """Do the work of ``diffclip warm-start``: a trained CLIP as a DiffCLIP with V2 attention and the same embeddings.
 
-Each plain attention layer, A v W, becomes (A1 - sigmoid(lambda) A2) v (2 W) with both queries the plain one's and the
-projection of lambda zero, so that A1 = A2 = A and sigmoid(lambda) = 1/2. The gradients of the two queries have opposite
-signs, so training parts them.
+:mod:`~diffclip_openclip.weights.twins` says what becomes of a model. Here it is decided without weights whether a model
+has a twin. Then the weights are fetched, and the directory is written and compared with the source. Tensors are mapped
+from their files, and source and twin are never in memory together, so that a model of 4 GB takes less than 6.
 """
 
-import pickle
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.model import convert_to_custom_text_state_dict
-from open_clip.transformer import QuickGELU
-from torch import nn
+from open_clip.factory import load_checkpoint
+from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
+from open_clip.pretrained import download_pretrained, download_pretrained_from_hf
+from open_clip.timm_model import TimmModel
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from diffclip_openclip.files import check_place, sha256
-from diffclip_openclip.models import TEXT_TOWER, TRUNK
-from diffclip_openclip.weights.architecture import recognize
 from diffclip_openclip.weights.card import model_card
-from diffclip_openclip.weights.checkpoint import StateDict, read_checkpoint
-from diffclip_openclip.weights.directory import MODEL_DIRECTORY, PREPROCESS, preprocess_cfg_of, write_directory
+from diffclip_openclip.weights.checkpoint import read_checkpoint
+from diffclip_openclip.weights.directory import (
+    MODEL_DIRECTORY,
+    PREPROCESS,
+    read_config,
+    weights_file,
+    write_directory,
+)
 from diffclip_openclip.weights.foreign import loading_errors
-from diffclip_openclip.weights.layouts import Layout, detect, from_openai, from_reference
+from diffclip_openclip.weights.hub import read_hub_config
+from diffclip_openclip.weights.layouts import Layout, detect, from_reference
 from diffclip_openclip.weights.loading import checked_config
+from diffclip_openclip.weights.mapped import assign
+from diffclip_openclip.weights.processors import hf_tokenizer
 from diffclip_openclip.weights.runs import TrainingRun
 from diffclip_openclip.weights.source import Source
 from diffclip_openclip.weights.spec import ModelSpec, parse_spec
+from diffclip_openclip.weights.twins import Layers, Twin, skeleton, twin_of
 
 _TOLERANCE = 1e-4  # of normalised embeddings in float32, where sums run in another order
-_TEXTS = ["", "a photo of a mug", "two lamps and a chair on a wooden floor, seen from above", "7"]
 
 
-def warm_start(src: str, out: Path, *, preprocess: str | None = None, overwrite: bool = False) -> list[str]:
+def warm_start(
+    src: str,
+    out: Path,
+    *,
+    layers: str = "all",
+    image_size: int | None = None,
+    preprocess: str | None = None,
+    overwrite: bool = False,
+) -> list[str]:
     """Write a DiffCLIP with V2 attention that starts from SRC's function, and return what the user should know.
 
     Args:
         src: any form of the grammar in :mod:`~diffclip_openclip.weights.spec` that open_clip builds, with weights.
         out: the directory to make, as :func:`~diffclip_openclip.weights.directory.write_directory`.
+        layers: as :class:`~diffclip_openclip.weights.twins.Layers` reads them.
+        image_size: in pixels, to which SRC's position embedding is resized, as open_clip's ``--force-image-size`` does.
         preprocess: "slip" or "openai", where SRC does not say.
 
     Raises:
-        ValueError: an unknown name or tag, another architecture than CLIP's ViTs with a counterpart here, or embeddings
-            that differ from SRC's.
+        ValueError: an unknown name or tag, a model of which nothing can have V2 attention, or embeddings that differ
+            from SRC's.
         FileExistsError, FileNotFoundError, OSError: as :func:`write_directory`.
     """
-    spec = parse_spec(src)
+    chosen, spec = Layers.parse(layers), parse_spec(src)
     inputs = [path for path in (spec.directory, spec.checkpoint) if path is not None]
     check_place(out, overwrite, MODEL_DIRECTORY, inputs=inputs)
-    model, digest, preprocess_cfg = _load(spec)
-    if preprocess is not None:
-        preprocess_cfg = PREPROCESS[preprocess]
+    model_cfg, preprocess_cfg = _configs(spec)
+    model = _sized_skeleton(spec, model_cfg, image_size)
+    try:
+        twin = twin_of(model, model_cfg, chosen, image_size=image_size, folder=spec.directory)
+    except ValueError as error:
+        raise ValueError(f"{src} has no warm start: {error}") from error
+    preprocess_cfg = PREPROCESS[preprocess] if preprocess is not None else preprocess_cfg
     if preprocess_cfg is None:
         raise ValueError(f"{src} does not say how its images were preprocessed; add --preprocess openai or slip")
-    state_dict = with_twin_queries(model)
-    architecture = recognize(state_dict, "quickgelu" if _has_quick_gelu(model) else "gelu")
-    note = f"train on with: open_clip_train --model local-dir:{out.resolve()}"
-    card_note = "Made to have the source's embeddings exactly; nothing was trained yet"
-    source = Source(src, digest, state_dict, architecture, preprocess_cfg, notes=[card_note])
+    tokenizer = hf_tokenizer(model_cfg["text_cfg"], spec.directory)
+    with loading_errors(spec):
+        _load(model, spec)
+    if image_size is not None and isinstance(model.visual, TimmModel):
+        model.visual.set_input_size(image_size)
+    same = _comparison(model, twin)
+    source = Source(
+        src,
+        sha256(spec.checkpoint) if spec.checkpoint else None,
+        twin.weights(model.state_dict()),
+        twin.architecture,
+        preprocess_cfg,
+        notes=["Made to have the source's embeddings exactly; nothing was trained yet"],
+    )
+    del model
     differences: list[float] = []
     write_directory(
         out,
-        state_dict=state_dict,
-        architecture=architecture,
+        state_dict=source.state_dict,
+        architecture=twin.architecture,
         preprocess_cfg=preprocess_cfg,
         card=model_card(source, "warm-start"),
+        tokenizer=tokenizer,
         overwrite=overwrite,
-        check=lambda new: differences.append(_compare(model, new)),
+        check=lambda new: differences.append(same(new)),
     )
-    name = architecture.name or architecture.tower
-    return [f"{out} is {name}; its embeddings differ from {src}'s by {differences[0]:.1e} in float32", note]
+    name = twin.architecture.name or f"the twin of {spec}"
+    return [
+        f"{out} is {name}; its embeddings differ from {src}'s by {differences[0]:.1e} in float32",
+        f"train on with: open_clip_train --model local-dir:{out.resolve()}",
+    ]
 
 
-def with_twin_queries(model: Any) -> StateDict:
-    """Return the state dict of the V2 model with the embeddings of ``model``, an open_clip ``CustomTextCLIP``.
-
-    Raises:
-        ValueError: a tensor that has no counterpart.
-    """
-    towers = {f"{TRUNK}blocks": _image_blocks(model), f"{TEXT_TOWER}layers": _text_blocks(model)}
-    converted = from_openai(model.state_dict())
-    for prefix, blocks in towers.items():
-        for i in range(len(blocks)):
-            attention, num_heads = f"{prefix}.{i}.attn", blocks[i].attn.num_heads
-            for name in ("weight", "bias"):
-                qkv = converted[f"{attention}.qkv.{name}"]
-                converted[f"{attention}.qkv.{name}"] = _with_each_query_twice(qkv, num_heads)
-            proj = 2 * converted[f"{attention}.proj.weight"]
-            converted[f"{attention}.proj.weight"] = proj
-            converted[f"{attention}.lambda_proj.weight"] = proj.new_zeros(num_heads, proj.shape[0])
-    return converted
-
-
-def _with_each_query_twice(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Return V2's qkv, (4 C, ...), from a plain layer's, (3 C, ...): a head's two queries stand beside each other."""
-    q, k, v = qkv.chunk(3)
-    q = q.unflatten(0, (num_heads, 1, -1))
-    return torch.cat([torch.cat([q, q], dim=1).flatten(0, 2), k, v])
-
-
-def _image_blocks(model: Any) -> Any:
-    if hasattr(model.visual, "trunk"):
-        return model.visual.trunk.blocks
-    if hasattr(model.visual, "transformer"):
-        return model.visual.transformer.resblocks
-    raise ValueError(f"the image tower is a {type(model.visual).__name__}; supported are ViTs")
-
-
-def _text_blocks(model: Any) -> Any:
-    if not hasattr(getattr(model.text, "transformer", None), "resblocks"):
-        raise ValueError(f"the text tower is a {type(model.text).__name__}; supported is open_clip's own transformer")
-    return model.text.transformer.resblocks
-
-
-def _has_quick_gelu(model: nn.Module) -> bool:
-    return any(isinstance(module, QuickGELU) for module in model.modules())
-
-
-def _load(spec: ModelSpec) -> tuple[Any, str | None, dict[str, Any] | None]:
-    """Return the source as open_clip builds it, its weights' checksum and its preprocessing."""
+def _configs(spec: ModelSpec) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return the config of the source, and its preprocessing if anything says it; nothing but configs is fetched."""
+    model_cfg = checked_config(spec)
     if spec.checkpoint is not None:
-        model = open_clip.create_model(spec.name, force_custom_text=True)
-        preprocess_cfg = _load_file(model, spec.checkpoint, spec.name)
-        return model.eval(), sha256(spec.checkpoint), preprocess_cfg
-    checked_config(spec)
-    # open_clip takes a name's activation even where a tag's weights were trained with the other
-    tag = open_clip.get_pretrained_cfg(spec.name, spec.pretrained) if spec.pretrained else {}
-    options = {"force_custom_text": True, "force_quick_gelu": tag.get("quick_gelu", False), "require_pretrained": True}
-    with loading_errors(spec):
-        try:
-            model = open_clip.create_model(spec.name, spec.pretrained or None, **options)
-        except pickle.UnpicklingError as error:
-            raise ValueError(f"the weights of {spec} hold more than tensors and were not loaded: {error}") from error
-    return model.eval(), None, preprocess_cfg_of(model)
+        layout = detect(read_checkpoint(spec.checkpoint))
+        known = (
+            PREPROCESS["slip"]
+            if layout is Layout.AUTHORS
+            else TrainingRun.of_checkpoint(spec.checkpoint).preprocess_cfg
+        )
+        return model_cfg, known
+    if spec.pretrained:
+        tag = open_clip.get_pretrained_cfg(spec.name, spec.pretrained)
+        # open_clip takes a name's activation even where a tag's weights were trained with the other
+        model_cfg["quick_gelu"] = model_cfg.get("quick_gelu", False) or tag.get("quick_gelu", False)
+        settings = tag
+    elif spec.directory is not None:
+        settings = read_config(spec.directory)[1]
+    else:
+        settings = read_hub_config(spec.name.partition(":")[2])[1]
+    whole = merge_preprocess_dict(asdict(PreprocessCfg()), settings)
+    return model_cfg, {name: whole[name] for name in PREPROCESS["openai"]}
 
 
-def _load_file(model: Any, path: Path, name: str) -> dict[str, Any] | None:
-    """Load the weights, and return the preprocessing where it is known."""
-    state_dict, preprocess_cfg = read_checkpoint(path), TrainingRun.of_checkpoint(path).preprocess_cfg
-    if detect(state_dict) is Layout.AUTHORS:
-        state_dict, preprocess_cfg = from_reference(state_dict), PREPROCESS["slip"]
+def _sized_skeleton(spec: ModelSpec, model_cfg: dict[str, Any], image_size: int | None) -> Any:
+    """Return the source without weights, with the position embeddings that it is to have or that its weights have."""
+    trained = TrainingRun.of_checkpoint(spec.checkpoint).params.get("force_image_size") if spec.checkpoint else None
+    trained = trained[0] if isinstance(trained, list | tuple) and len(trained) == 1 else trained
+    if "timm_model_name" in model_cfg["vision_cfg"]:
+        model = _skeleton(spec, model_cfg)
+        if trained:
+            model.visual.set_input_size(trained)
+        return model
+    if image_size or trained:
+        model_cfg["vision_cfg"]["image_size"] = image_size or trained
+    return _skeleton(spec, model_cfg)
+
+
+def _skeleton(spec: ModelSpec, model_cfg: dict[str, Any]) -> Any:
     try:
-        model.load_state_dict(convert_to_custom_text_state_dict(state_dict))
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not hold the weights of {name}: {error}") from error
-    return preprocess_cfg
+        return skeleton(model_cfg)
+    except ValueError as error:
+        raise ValueError(f"{spec} has no warm start: {error}") from error
+
+
+def _load(model: Any, spec: ModelSpec) -> None:
+    """Load the weights in place of the skeleton's, mapped from their file where its format allows it."""
+    if spec.checkpoint is not None:
+        state_dict = read_checkpoint(spec.checkpoint)
+        if detect(state_dict) is Layout.AUTHORS:
+            state_dict = from_reference(state_dict, copy=False)
+        state_dict = convert_to_custom_text_state_dict(state_dict)
+        resize_pos_embed(state_dict, model)
+        try:
+            assign(model, lambda: model.load_state_dict(state_dict, assign=True))
+        except RuntimeError as error:
+            raise ValueError(f"{spec.checkpoint} does not hold the weights of {spec.name}: {error}") from error
+        return
+    if spec.pretrained:
+        path = download_pretrained(open_clip.get_pretrained_cfg(spec.name, spec.pretrained))
+    elif spec.directory is not None:
+        path = str(weights_file(spec.directory))
+    else:
+        path = download_pretrained_from_hf(spec.name.partition(":")[2])
+    # open_clip's own function, which knows many layouts, with one argument more where it loads
+    model.load_state_dict = partial(model.load_state_dict, assign=True)
+    assign(model, lambda: load_checkpoint(model, path))
+    del model.load_state_dict
 
 
 @torch.no_grad()
-def _compare(old: Any, new: Any) -> float:
-    """Return the largest difference of a component of two models' embeddings, (B, embed_dim) and normalised.
+def _comparison(model: Any, twin: Twin) -> Callable[[Any], float]:
+    """Return a function that compares another model's embeddings with those that ``model`` has now.
 
-    Raises:
-        ValueError: it is more than rounding.
+    It returns the largest difference of a component, of (B, embed_dim) and normalised, and raises ValueError if that is
+    more than rounding.
     """
-    tokens = open_clip.SimpleTokenizer(context_length=old.context_length)(_TEXTS)
-    images = torch.randn(2, 3, *new.visual.image_size)
-    pairs = [
-        (F.normalize(old.encode_image(images)), F.normalize(new.encode_image(images))),
-        (F.normalize(old.encode_text(tokens)), F.normalize(new.encode_text(tokens))),
-    ]
-    difference = max(float((a - b).abs().max()) for a, b in pairs)
-    if not difference <= _TOLERANCE:
-        raise ValueError(
-            f"the new model's embeddings differ by {difference:.1e}: an option of the source is unsupported"
-        )
-    return difference
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, *model.visual.image_size, generator=generator)
+    tokens = torch.randint(1, model.vocab_size, (4, model.context_length), generator=generator)
+    tokens[1, model.context_length // 2 :] = 0  # padding
+    end_of_text = (twin.architecture.text_config or {}).get("eos_token_id", 0)
+    tokens[2:, model.context_length // 3] = min(end_of_text, model.vocab_size - 1)
+
+    def embeddings(of: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return F.normalize(of.encode_image(images)), F.normalize(of.encode_text(tokens))
+
+    expected = embeddings(model)
+
+    @torch.no_grad()
+    def compare(new: Any) -> float:
+        found = embeddings(new)
+        difference = max(float((a - b).abs().max()) for a, b in zip(expected, found, strict=True))
+        if not difference <= _TOLERANCE:
+            raise ValueError(
+                f"the new model's embeddings differ by {difference:.1e}: an option of the source is unsupported"
+            )
+        return difference
+
+    return compare

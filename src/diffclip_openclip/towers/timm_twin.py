@@ -1,0 +1,108 @@
+"""Register one model with timm that is any of timm's ViTs, with version 2 attention in chosen layers.
+
+It is the image tower of warm starts, which have no table of names and sizes. open_clip gives timm a name and no sizes
+(open_clip@v3.3.0:src/open_clip/timm_model.py, TimmModel). But timm reads a name ``local-dir:DIR`` or
+``hf-hub:OWNER/REPO`` from the config.json there, whose ``architecture`` is then this model's name and whose
+``model_args`` are its arguments. They are checked here, since others write such files.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from timm.layers import Attention, LayerNorm
+from timm.models import VisionTransformer, generate_default_cfgs, is_model, model_entrypoint, register_model
+
+from diffclip_openclip.models import TWIN
+from diffclip_openclip.towers.timm_vit import Block, TimmDifferentialAttentionV2, build_vit, check_name_is_free
+
+__all__: list[str] = []  # timm's register_model appends the name
+_LARGEST = 1 << 16
+
+
+def _is_whole(value: Any, least: int = 1) -> bool:
+    return type(value) is int and least <= value <= _LARGEST  # True is an int too
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and 0 < value <= _LARGEST
+
+
+def _is_size(value: Any) -> bool:
+    sizes = value if isinstance(value, list | tuple) else [value] * 2
+    return len(sizes) == 2 and all(_is_whole(size) and size <= 1 << 13 for size in sizes)
+
+
+# argument of the model, and of config.json's model_args -> what it may be, in words and as a function
+_ARGUMENTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    # a ViT that timm knows, whose arguments the others override; without it, they say all
+    "base": ("the name of a ViT of timm, and not this one", lambda x: isinstance(x, str) and is_model(x) and x != TWIN),
+    # indices of the layers that are differential; all if it is not given
+    "layers": ("a list of whole numbers", lambda x: isinstance(x, list) and all(_is_whole(i, 0) for i in x)),
+    "img_size": ("one or two whole numbers, of pixels", _is_size),
+    "patch_size": ("one or two whole numbers, of pixels", _is_size),
+    "embed_dim": ("a whole number above 0", _is_whole),
+    "depth": ("a whole number above 0 and below 1000", lambda x: _is_whole(x) and x < 1000),
+    "num_heads": ("a whole number above 0", _is_whole),
+    "mlp_ratio": ("a number above 0 and up to 64", lambda x: _is_number(x) and x <= 64),
+    "pre_norm": ("true or false", lambda x: type(x) is bool),
+    "fc_norm": ("true or false", lambda x: type(x) is bool),
+    "init_values": ("a number above 0", _is_number),
+    "norm_eps": ("a number above 0", _is_number),
+    "act_layer": ("gelu, gelu_tanh or quick_gelu", lambda x: x in ("gelu", "gelu_tanh", "quick_gelu")),
+    "global_pool": ("token, avg or map", lambda x: x in ("token", "avg", "map")),
+}
+
+
+def check_arguments(arguments: Any, path: object) -> dict[str, Any]:
+    """Return the arguments of :data:`~diffclip_openclip.models.TWIN` as JSON holds them.
+
+    Args:
+        path: where they are from, for the message.
+
+    Raises:
+        ValueError: an argument that it does not have, or a value that none of its towers has.
+    """
+    if not isinstance(arguments, dict) or (unknown := arguments.keys() - _ARGUMENTS.keys()):
+        found = ", ".join(map(repr, sorted(unknown))) if isinstance(arguments, dict) else repr(arguments)
+        raise ValueError(f"{path} has {found:.80} as model_args of {TWIN}; known are {', '.join(_ARGUMENTS)}")
+    for name, value in arguments.items():
+        allowed, fits = _ARGUMENTS[name]
+        if not fits(value):
+            raise ValueError(f"{path} has {name} {value!r:.60} in model_args of {TWIN}; it must be {allowed}")
+    return arguments
+
+
+def _entrypoint(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    """Build the tower; further arguments are timm's, such as ``num_classes``."""
+    own = {name: kwargs.pop(name) for name in _ARGUMENTS.keys() & kwargs.keys() if name in ("base", "layers")}
+    check_arguments(own | {name: kwargs[name] for name in _ARGUMENTS.keys() & kwargs.keys()}, "timm.create_model")
+    if (eps := kwargs.pop("norm_eps", None)) is not None:
+        kwargs["norm_layer"] = partial(LayerNorm, eps=eps)
+    kwargs |= {"block_fn": partial(_block, layers=own.get("layers")), "attn_layer": TimmDifferentialAttentionV2}
+    vit = (
+        model_entrypoint(own["base"])(pretrained, **kwargs) if "base" in own else build_vit(TWIN, pretrained, **kwargs)
+    )
+    if not isinstance(vit, VisionTransformer):
+        raise ValueError(f"base is {own['base']!r}, a {type(vit).__name__}; it must be one of timm's VisionTransformer")
+    return vit
+
+
+def _block(*, layers: list[int] | None, depth: int, attn_layer: Any, **kwargs: Any) -> Block:
+    return Block(depth=depth, attn_layer=attn_layer if layers is None or depth in layers else Attention, **kwargs)
+
+
+# of config.json, which timm reads where the name is a place; what is not in it is this
+DEFAULT_CFG = {
+    "num_classes": 0,
+    "pool_size": None,
+    "crop_pct": 1.0,
+    "fixed_input_size": True,
+    "first_conv": "patch_embed.proj",
+    "classifier": "head",
+}
+default_cfgs = generate_default_cfgs({TWIN: DEFAULT_CFG})
+check_name_is_free(TWIN, __name__)
+_entrypoint.__name__ = _entrypoint.__qualname__ = TWIN
+globals()[TWIN] = register_model(_entrypoint)

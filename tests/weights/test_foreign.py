@@ -83,6 +83,18 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "_attn_implementation": {"config.json": {"_attn_implementation": "owner/kernel"}},
     "attn_implementation": {"config.json": {"attn_implementation": {"": "sdpa", "text": "owner/kernel@main:f"}}},
     "timm_model_name": {"vision_cfg": {"timm_model_name": "hf-hub:owner/repo"}},
+    "architecture is 'resnet50'": {
+        "vision_cfg": {"timm_model_name": "local-dir:DIR"},
+        "config.json": {"architecture": "resnet50", "model_args": {}, "pretrained_cfg": {}},
+    },
+    "depth 100000 in model_args": {
+        "vision_cfg": {"timm_model_name": "local-dir:DIR"},
+        "config.json": {"architecture": "vit_diffclip_v2", "model_args": {"depth": 100000}, "pretrained_cfg": {}},
+    },
+    "'block_fn' as model_args": {
+        "vision_cfg": {"timm_model_name": "local-dir:DIR"},
+        "config.json": {"architecture": "vit_diffclip_v2", "model_args": {"block_fn": "os.system"}},
+    },
     "embed_dim": {"vision_cfg": {"image_size": 48}, "text_cfg": {}, "": {"embed_dim": 10**9}},
     "image_size": {"vision_cfg": {"image_size": 10**6}},
     "num_hidden_layers": {"config.json": {"num_hidden_layers": 10**7}},

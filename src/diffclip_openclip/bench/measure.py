@@ -140,7 +140,7 @@ def _step(name: str, setting: Setting, what: str) -> Callable[[], object]:
         )
     dtype = torch.bfloat16 if half else torch.float32
     images = torch.randn(setting.batch_size, 3, *model.visual.image_size, device=device, dtype=dtype)
-    texts = torch.randint(1, 49407, (setting.batch_size, model.context_length), device=device)
+    texts = torch.randint(1, min(49407, model.vocab_size), (setting.batch_size, model.context_length), device=device)
     if setting.grad_checkpointing:
         model.set_grad_checkpointing()
     # text towers made from a config are in evaluation mode, in which transformers checkpoints nothing

@@ -5,6 +5,7 @@ be spared. Whoever asks ``AutoModel`` for a model has a config first, so it is c
 """
 
 import importlib
+import json
 import math
 from functools import lru_cache
 from typing import Any, cast
@@ -15,7 +16,9 @@ from timm.models import VisionTransformer
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from diffclip_openclip.attention.v1 import LAMBDA_INIT, resolve_lambda_init
-from diffclip_openclip.towers import timm_twin, timm_vit  # noqa: F401  importing them registers towers with timm
+from diffclip_openclip.models import TWIN
+from diffclip_openclip.towers import timm_vit  # noqa: F401  importing it registers the towers with timm
+from diffclip_openclip.towers.timm_twin import check_arguments  # which registers one more
 
 
 def register_model(module: str) -> None:
@@ -52,6 +55,11 @@ def _check_layers(name: str, layers: Any, depth: int) -> None:
 POOLINGS = ("argmax", "eos", "first", "last")
 # fields that came later, and their defaults: a config.json has them only where they differ, and is else what it was
 _LATER = {"differential_layers": None, "causal": True, "pooling": "argmax", "projection_dim": None}
+_LATER |= {"timm_model_args": None}
+
+
+def _without_later(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in _LATER or value != _LATER[name]}
 
 
 class DiffCLIPTextConfig(PretrainedConfig):
@@ -152,8 +160,7 @@ class DiffCLIPTextConfig(PretrainedConfig):
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Return the fields that config.json holds."""
-        fields: dict[str, Any] = super().to_diff_dict()
-        return {name: value for name, value in fields.items() if name not in _LATER or value != _LATER[name]}
+        return _without_later(super().to_diff_dict())
 
     @property
     def pooled_size(self) -> int:
@@ -162,14 +169,17 @@ class DiffCLIPTextConfig(PretrainedConfig):
 
 
 @lru_cache
-def vit_sizes(timm_model_name: str) -> dict[str, int]:
+def vit_sizes(timm_model_name: str, arguments: str = "{}") -> dict[str, int]:
     """Return what transformers' users read from a config: widths and counts of a ViT, image and patch size in pixels.
+
+    Args:
+        arguments: of ``timm.create_model``, as JSON.
 
     Raises:
         ValueError: the model is no ViT with one class token.
     """
     with torch.device("meta"):
-        vit = timm.create_model(timm_model_name, num_classes=0)
+        vit = timm.create_model(timm_model_name, num_classes=0, **json.loads(arguments))
     # readers of such towers drop one token, the first, and take the others for patches
     if not isinstance(vit, VisionTransformer) or vit.cls_token is None or vit.num_prefix_tokens != 1:
         raise ValueError(
@@ -190,41 +200,60 @@ class DiffCLIPVisionConfig(PretrainedConfig):
 
     Args:
         timm_model_name: a ViT registered with timm, differential or plain, that has one class token.
+        timm_model_args: arguments of the image tower of warm starts, which is one name for many towers.
 
     Raises:
-        ValueError: timm has no model of that name.
+        ValueError: timm has no model of that name, or the model takes no such arguments.
     """
 
     model_type = "diffclip_vision"
 
-    def __init__(self, timm_model_name: str = "vit_base_patch16_diffclip_224", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        timm_model_name: str = "vit_base_patch16_diffclip_224",
+        timm_model_args: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         register_model("vision")
         if not isinstance(timm_model_name, str) or not timm.is_model(timm_model_name):
             raise ValueError(
                 f"timm has no model {timm_model_name!r}; timm.list_models('vit_*') lists those that it has"
             )
+        if timm_model_args is not None and timm_model_name != TWIN:
+            raise ValueError(
+                f"timm_model_args is {timm_model_args!r:.60}; {timm_model_name} takes none, only {TWIN} does"
+            )
         self.timm_model_name = timm_model_name
+        self.timm_model_args = timm_model_args and check_arguments(timm_model_args, "the config")
         super().__init__(**kwargs)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Return the fields that config.json holds."""
+        return _without_later(super().to_diff_dict())
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return vit_sizes(self.timm_model_name, json.dumps(self.timm_model_args or {}))
 
     @property
     def hidden_size(self) -> int:
-        return vit_sizes(self.timm_model_name)["hidden_size"]
+        return self._sizes["hidden_size"]
 
     @property
     def image_size(self) -> int:
-        return vit_sizes(self.timm_model_name)["image_size"]
+        return self._sizes["image_size"]
 
     @property
     def patch_size(self) -> int:
-        return vit_sizes(self.timm_model_name)["patch_size"]
+        return self._sizes["patch_size"]
 
     @property
     def num_hidden_layers(self) -> int:
-        return vit_sizes(self.timm_model_name)["num_hidden_layers"]
+        return self._sizes["num_hidden_layers"]
 
     @property
     def num_attention_heads(self) -> int:
-        return vit_sizes(self.timm_model_name)["num_attention_heads"]
+        return self._sizes["num_attention_heads"]
 
 
 def register_configs() -> None:

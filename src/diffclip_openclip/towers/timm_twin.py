@@ -11,10 +11,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from timm.layers import Attention, LayerNorm
+from timm.layers import LayerNorm
 from timm.models import VisionTransformer, generate_default_cfgs, is_model, model_entrypoint, register_model
 
 from diffclip_openclip.models import TWIN
+from diffclip_openclip.towers.blocks import PlainAttention
 from diffclip_openclip.towers.timm_vit import Block, TimmDifferentialAttentionV2, build_vit, check_name_is_free
 
 __all__: list[str] = []  # timm's register_model appends the name
@@ -90,7 +91,7 @@ def _entrypoint(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
 
 
 def _block(*, layers: list[int] | None, depth: int, attn_layer: Any, **kwargs: Any) -> Block:
-    return Block(depth=depth, attn_layer=attn_layer if layers is None or depth in layers else Attention, **kwargs)
+    return Block(depth=depth, attn_layer=attn_layer if layers is None or depth in layers else PlainAttention, **kwargs)
 
 
 # of config.json, which timm reads where the name is a place; what is not in it is this

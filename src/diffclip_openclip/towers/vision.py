@@ -17,11 +17,11 @@ from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
 from transformers import AutoModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import can_return_tuple
+from transformers.utils import CONFIG_NAME, can_return_tuple
 
 from diffclip_openclip.files import read_json
-from diffclip_openclip.models import TRUNK
-from diffclip_openclip.towers.configs import DiffCLIPVisionConfig, vit_sizes
+from diffclip_openclip.models import TRUNK, TWIN
+from diffclip_openclip.towers.configs import DiffCLIPVisionConfig
 from diffclip_openclip.towers.pretrained import DiffCLIPPreTrainedModel, weighted_maps
 
 if TYPE_CHECKING:
@@ -38,14 +38,15 @@ class Trunk(VisionTransformer):
     gradient_checkpointing = False  # transformers sets it, and _gradient_checkpointing_func, to what its user asks for
 
     @classmethod
-    def create(cls, timm_model_name: str) -> "Trunk":
-        """Build the named ViT without a head, for images of any size.
+    def create(cls, config: DiffCLIPVisionConfig) -> "Trunk":
+        """Build the ViT of a config without a head, for images of any size.
 
         Raises:
             ValueError: it is no ViT with one class token.
         """
-        vit_sizes(timm_model_name)
-        trunk: Any = timm.create_model(timm_model_name, num_classes=0, dynamic_img_size=True)
+        assert config.hidden_size  # which looks at the ViT
+        arguments = config.timm_model_args or {}
+        trunk: Any = timm.create_model(config.timm_model_name, num_classes=0, dynamic_img_size=True, **arguments)
         trunk.__class__ = cls  # timm's functions for its own models take no class
         return trunk
 
@@ -91,7 +92,7 @@ class DiffCLIPVisionModel(DiffCLIPPreTrainedModel):
 
     def __init__(self, config: DiffCLIPVisionConfig) -> None:
         super().__init__(config)
-        self.trunk = Trunk.create(config.timm_model_name)
+        self.trunk = Trunk.create(config)
         self.post_init()
 
     @classmethod
@@ -214,7 +215,8 @@ def image_processor_from_open_clip(directory: str | Path) -> "CLIPImageProcessor
             f"{directory} resizes with resize_mode {preprocess['resize_mode']!r} and interpolation "
             f"{preprocess['interpolation']!r}; only 'shortest' with {' or '.join(map(repr, filters))} can be converted"
         )
-    size = _open_clip_tower(directory).image_size
+    _open_clip_tower(directory)
+    size = _open_clip_config(directory)["model_cfg"]["vision_cfg"].get("image_size", 224)
     return CLIPImageProcessor(
         size={"shortest_edge": size},
         crop_size={"height": size, "width": size},
@@ -245,7 +247,10 @@ def _open_clip_tower(directory: Path) -> DiffCLIPVisionConfig:
             f"the image tower of {directory} is open_clip's own, not one of timm: its vision_cfg is {vision_cfg}; "
             "only models whose vision_cfg has a timm_model_name can be used"
         )
-    return DiffCLIPVisionConfig(timm_model_name=vision_cfg["timm_model_name"])
+    name = vision_cfg["timm_model_name"]
+    if ":" in name:  # the place from which timm is to read it, which may be an old one
+        return DiffCLIPVisionConfig(TWIN, read_json(_existing(directory / CONFIG_NAME)).get("model_args"))
+    return DiffCLIPVisionConfig(name)
 
 
 AutoModel.register(DiffCLIPVisionConfig, DiffCLIPVisionModel, exist_ok=True)

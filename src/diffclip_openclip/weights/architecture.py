@@ -253,8 +253,6 @@ def _text_without_lambda(state_dict: Mapping[str, torch.Tensor]) -> dict[str, An
     )
 
 
-
-
 def _plain_text(state_dict: Mapping[str, torch.Tensor], variant: str | None) -> dict[str, Any]:
     vocab_size, width = _shape(state_dict, "text.token_embedding.weight", 2)
     text_cfg = {

@@ -25,6 +25,7 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from diffclip_openclip.models import KINDS, SIZES, TEXT_TOWER, TOWERS, TRUNK, TWIN, Tower
+from diffclip_openclip.towers.blocks import PlainAttention
 from diffclip_openclip.towers.configs import POOLINGS, DiffCLIPTextConfig
 from diffclip_openclip.weights.architecture import Architecture, adapter_config, architecture_of, text_json
 from diffclip_openclip.weights.checkpoint import StateDict
@@ -35,6 +36,7 @@ _SUPPORTED = (
     "supported are open_clip's own ViTs and timm's VisionTransformer as image towers, and open_clip's own text "
     "transformer"
 )
+_LAST_TOKEN = 49407  # of OpenAI's vocabulary, the end of a text
 _ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_tanh": "gelu_pytorch_tanh"}  # timm's -> transformers'
 
 
@@ -189,7 +191,7 @@ def _image_blocks(visual: Any) -> list[Any]:
             + (", whose attention rotates queries and keys by their position (RoPE)" if rotary else ""),
         )
     for block in trunk.blocks:
-        if not isinstance(block, Block) or type(block.attn) is not timm.layers.Attention:
+        if not isinstance(block, Block) or type(block.attn) not in (timm.layers.Attention, PlainAttention):
             found = type(getattr(block, "attn", block)).__name__
             raise _refusal("image", f"has {found} in its blocks, where timm's Block with its Attention is needed")
         attention: Any = block.attn
@@ -334,6 +336,9 @@ def _text_tower(
     biased = isinstance(projection, nn.Linear)
     if projection is None and text.width != model_cfg["embed_dim"]:
         raise _refusal("text", f"gives {text.width} features, not embed_dim {model_cfg['embed_dim']}")
+    # transformers warns of special tokens that a vocabulary has not, and only this pooling reads one
+    special: dict[str, Any] = {} if text.vocab_size > _LAST_TOKEN else {"bos_token_id": None, "eos_token_id": None}
+    special |= {"eos_token_id": text.eos_id} if text.pool_type == "eos" else {}
     config = DiffCLIPTextConfig(
         vocab_size=text.vocab_size,
         hidden_size=text.width,
@@ -348,7 +353,7 @@ def _text_tower(
         causal=text.attn_mask is not None,
         pooling=text.pool_type,
         projection_dim=model_cfg["embed_dim"] if biased else None,
-        **({"eos_token_id": text.eos_id} if text.pool_type == "eos" else {}),
+        **special,
     )
     tokenizer = {name: value for name, value in model_cfg["text_cfg"].items() if "tokenizer" in name}
     text_config = text_json(config)

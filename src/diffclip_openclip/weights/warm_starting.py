@@ -190,10 +190,10 @@ def _comparison(model: Any, twin: Twin) -> Callable[[Any], float]:
     more than rounding.
     """
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, 3, *model.visual.image_size, generator=generator)
+    images = torch.randn(1, 3, *model.visual.image_size, generator=generator)
     tokens = torch.randint(1, model.vocab_size, (4, model.context_length), generator=generator)
     tokens[1, model.context_length // 2 :] = 0  # padding
-    end_of_text = (twin.architecture.text_config or {}).get("eos_token_id", 0)
+    end_of_text = (twin.architecture.text_config or {}).get("eos_token_id") or model.vocab_size
     tokens[2:, model.context_length // 3] = min(end_of_text, model.vocab_size - 1)
 
     def embeddings(of: Any) -> tuple[torch.Tensor, torch.Tensor]:

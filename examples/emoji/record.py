@@ -43,7 +43,9 @@ Comparison = dict[str, Any]  # "baseline", "models", "scores", "curves", "second
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="the folder that compare.py wrote")
-    record = collect(parser.parse_args().output)
+    parser.add_argument("--commit", help="of the code that trained; default: the one that is checked out")
+    args = parser.parse_args()
+    record = collect(args.output, args.commit)
     RECORD.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     page = PAGE.read_text(encoding="utf-8")
     PAGE.write_text(page.replace(block_of(page), block(record)), encoding="utf-8")
@@ -54,14 +56,15 @@ def main() -> None:
 # from the results to the record
 
 
-def collect(output: Path) -> dict[str, Any]:
+def collect(output: Path, commit: str | None = None) -> dict[str, Any]:
     """Read what compare.py made of the complete seeds."""
     from compare import ARMS, Comparison
 
     settings = json.loads((output / "settings.json").read_text())
     comparison = Comparison(output, **settings)
     seeds = sorted(int(path.parent.name[4:]) for path in output.glob("runs/seed*/done") if "-" not in path.parent.name)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True)
+    head = ["git", "rev-parse", "--short", "HEAD"]
+    commit = commit or subprocess.run(head, cwd=REPOSITORY, capture_output=True, text=True).stdout.strip()
     comparisons = []
     for results, names in comparison.results().items():
         groups = comparison.groups(names, seeds)
@@ -86,7 +89,7 @@ def collect(output: Path) -> dict[str, Any]:
         models = {ARMS[name].title: ARMS[name].model for name in names}
         found = {"baseline": titles[0], "models": models, "scores": scores, "curves": curves, "seconds": seconds}
         comparisons.append(found)
-    return {"commit": commit.stdout.strip(), **settings, "seeds": seeds, "comparisons": comparisons}
+    return {"commit": commit, **settings, "seeds": seeds, "comparisons": comparisons}
 
 
 def _by_seed(score: Score) -> list[float]:
@@ -179,12 +182,12 @@ def draw(record: dict[str, Any], path: Path) -> None:
         size = 6.875 if has_curves else 3.4, 0.9 + 0.2 * len(names)
         figure, axes = plt.subplots(1, 1 + has_curves, figsize=size, layout="constrained", squeeze=False)
         *left, right = axes[0]
-        row = 0
+        row, looks = 0, _looks(comparisons[0], record["seeds"])
         for at, comparison in enumerate(comparisons):
             start = 0 if at == 0 else record["epochs"]
             entries = entries_of(comparison, record["seeds"])
-            for entry, style in zip(entries, styles_of(entries), strict=True):
-                look = outline(style) | {"markersize": 3.5, "markeredgewidth": 0.5}
+            for entry in entries:
+                look = looks[comparison["models"][entry.name]]
                 if at and entry.baseline is None:  # is not to look like the model that it goes on from
                     look |= {"linestyle": ":"}
                 curve = comparison["curves"][entry.name]
@@ -207,6 +210,17 @@ def draw(record: dict[str, Any], path: Path) -> None:
             axis.spines[["top", "right"]].set_visible(False)
         figure.savefig(path, dpi=220)
         plt.close(figure)
+
+
+def _looks(comparison: Comparison, seeds: list[int]) -> dict[str, dict[str, Any]]:
+    """Return matplotlib's arguments for each model, by open_clip's name; grey where the paper has none."""
+    entries, shades = entries_of(comparison, seeds), iter(("#8e8e8e", "#c8c8c8", "#404040"))
+    return {
+        comparison["models"][entry.name]: outline(style)
+        | {"markersize": 3.5, "markeredgewidth": 0.5}
+        | ({"color": next(shades)} if entry.family == OTHER else {})
+        for entry, style in zip(entries, styles_of(entries), strict=True)
+    }
 
 
 if __name__ == "__main__":

@@ -19,11 +19,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from quickstart import DATA, EPOCHS, prepare_environment, run, training_command
 from report import SPLITS
@@ -67,8 +68,11 @@ class Comparison:
     def check_settings(self) -> None:
         """Note the settings in OUTPUT, and refuse those of another comparison."""
         own = {key: getattr(self, key) for key in ("epochs", "continued_epochs", "points", "flags")}
+        command = training_command("", Path(), self.epochs)
+        own["trainer"] = command[command.index("--batch-size") :]  # the quick start's settings may change
         path = self.output / "settings.json"
-        if path.exists() and (known := json.loads(path.read_text())) != own:
+        known = json.loads(path.read_text()) if path.exists() else own
+        if known != {key: own[key] for key in known}:
             sys.exit(
                 f"{self.output} is of a comparison with {known}, not {own}; go on with those, or take another --output"
             )
@@ -201,31 +205,37 @@ def start_all(comparison: Comparison, seeds: list[int], jobs: int) -> None:
     futures: list[Future[None]] = []
     with tqdm(total=len(seeds) * (len(ARMS) + 1), unit="run") as bar, ThreadPoolExecutor(jobs) as pool:
 
-        def add(function: object, needed: list[Future[None]], *arguments: object) -> Future[None]:
-            def work() -> None:
-                for future in needed:  # they were started before
-                    future.result()
-                function(*arguments)  # type: ignore[operator]
-                bar.update()
-                bar.set_postfix_str(" ".join(map(str, arguments)))
-
-            futures.append(pool.submit(work))
+        def add(work: Callable[[], None], name: str, needed: Iterable[Future[None]] = ()) -> Future[None]:
+            futures.append(pool.submit(_work, work, list(needed), lambda: _show(bar, name)))
             return futures[-1]
 
         for seed in seeds:
             runs: dict[str, Future[None]] = {}
             for name, arm in ARMS.items():
-                runs[name] = add(comparison.train, [runs[BASELINE]] if arm.is_continued else [], seed, name)
-            add(comparison.evaluate, list(runs.values()), seed)
+                needed = [runs[BASELINE]] if arm.is_continued else []
+                runs[name] = add(partial(comparison.train, seed, name), f"seed {seed} {name}", needed)
+            add(partial(comparison.evaluate, seed), f"seed {seed}", runs.values())
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:
-            if not all(future.done() and not future.cancelled() and not future.exception() for future in futures):
+            if any(not future.done() or future.exception() for future in futures):
                 comparison.stop()
                 pool.shutdown(cancel_futures=True)
     for future in futures:
-        if future.done() and not future.cancelled():
+        if not future.cancelled():
             future.result()
+
+
+def _work(work: Callable[[], None], needed: list[Future[None]], show: Callable[[], None]) -> None:
+    for future in needed:  # they were submitted before, so they are done or in another thread
+        future.result()
+    work()
+    show()
+
+
+def _show(bar: Any, name: str) -> None:
+    bar.update()
+    bar.set_postfix_str(f"last: {name}")
 
 
 def report(comparison: Comparison, seeds: list[int]) -> None:

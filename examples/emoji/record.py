@@ -61,7 +61,8 @@ def collect(output: Path, commit: str | None = None) -> dict[str, Any]:
     from compare import ARMS, Comparison
 
     settings = json.loads((output / "settings.json").read_text())
-    comparison = Comparison(output, **settings)
+    known = ("epochs", "continued_epochs", "points", "flags")
+    comparison = Comparison(output, **{key: settings[key] for key in known})
     seeds = sorted(int(path.parent.name[4:]) for path in output.glob("runs/seed*/done") if "-" not in path.parent.name)
     head = ["git", "rev-parse", "--short", "HEAD"]
     commit = commit or subprocess.run(head, cwd=REPOSITORY, capture_output=True, text=True).stdout.strip()

@@ -258,7 +258,7 @@ def test_the_comparison_evaluates_and_reports_every_seed(comparison_of, tmp_path
     assert "DiffCLIP†=* seed4-vision epoch_*" in reports[0].group
 
 
-def test_an_interrupted_comparison_goes_on_where_it_stopped(comparison_of, tmp_path):
+def test_an_interrupted_comparison_goes_on_where_it_stopped(comparison_of, tmp_path, monkeypatch):
     whole, _ = comparison_of(*SETTINGS, "--output", str(tmp_path / "whole"))
     first, said = comparison_of(*SETTINGS, fails_at=5)
     assert "out of memory" in said
@@ -269,6 +269,10 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(comparison_of, tmp_p
     assert all(command[1] == "report" for command in again)
     _, said = comparison_of(*SETTINGS, "--", "--lr", "1")
     assert "go on with those, or take another --output" in said
+    compare = sys.modules["compare"]
+    monkeypatch.setattr(compare, "training_command", lambda *_: ["--batch-size", "1"])
+    _, said = comparison_of(*SETTINGS)
+    assert "go on with those" in said  # the quick start's settings are others by now
 
 
 def _put_results(comparison, seeds) -> None:

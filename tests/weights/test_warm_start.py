@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.common import run_host, script, train_arguments
-from support.small_clips import perturbed, small
+from support.small_clips import embeddings, perturbed, small
 
 from diffclip_cli.main import main
 from diffclip_openclip.weights import warm_starting
@@ -116,6 +116,18 @@ def test_a_pretrained_tag_brings_its_own_activation_and_preprocessing(tmp_path, 
     assert text_and_image["model_args"]["act_layer"] == text_and_image["hidden_act"] == "quick_gelu"
     config = json.loads((tmp_path / "OUT" / "open_clip_config.json").read_text())
     assert config["preprocess_cfg"] == {**PREPROCESS["openai"]}
+
+
+def test_another_image_size_is_open_clips(tmp_path, monkeypatch):
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32", model_cfg := small("ViT-B-32", vocab_size=49408))
+    weights = tmp_path / "weights.pt"
+    torch.save(perturbed(model_cfg).state_dict(), weights)
+    options = ["--force-image-size", "96", "--preprocess", "openai"]
+    assert main(["warm-start", f"ViT-B-32,{weights}", str(tmp_path / "OUT"), *options]) == 0
+    old = open_clip.create_model("ViT-B-32", str(weights), force_image_size=96, force_custom_text=True).eval()
+    new = open_clip.create_model(f"local-dir:{tmp_path / 'OUT'}").eval()
+    assert new.visual.image_size == (96, 96)
+    torch.testing.assert_close(embeddings(new), embeddings(old), rtol=0, atol=1e-12)
 
 
 def test_an_option_that_weights_do_not_show_is_noticed(tmp_path):

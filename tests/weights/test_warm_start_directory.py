@@ -109,6 +109,17 @@ def test_commands_take_it(written, tmp_path, monkeypatch, capsys):
     assert "has TimmDifferentialAttentionV2 in its blocks" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("tag", ["webli", "FILE"])
+def test_another_image_size_is_open_clips(tag, source, tmp_path):
+    name = f"{NAME},{tag if tag == 'webli' else source / 'weights.pt'}"
+    options = ["--force-image-size", "48", "--preprocess", "openai"]
+    assert main(["warm-start", name, str(tmp_path / "OUT"), *options]) == 0
+    old = open_clip.create_model(NAME, str(source / "weights.pt"), force_image_size=48).eval()
+    new = open_clip.create_model(f"local-dir:{tmp_path / 'OUT'}").eval()
+    assert new.visual.image_size == (48, 48)
+    torch.testing.assert_close(embeddings(new), embeddings(old), rtol=0, atol=1e-12)
+
+
 def test_a_moved_one_is_repaired_as_a_whole(written, tmp_path, capsys):
     moved = tmp_path / "moved"
     shutil.copytree(written, moved)

@@ -1,6 +1,8 @@
 """``diffclip warm-start``: the differential model computes what the plain CLIP does, and then learns."""
 
+import gc
 import json
+import weakref
 from pathlib import Path
 
 import open_clip
@@ -11,7 +13,7 @@ from support.common import run_host, script, train_arguments
 from support.small_clips import embeddings, perturbed, small
 
 from diffclip_cli.main import main
-from diffclip_openclip.weights import warm_starting
+from diffclip_openclip.weights import directory, warm_starting
 from diffclip_openclip.weights.directory import PREPROCESS, write_directory
 from diffclip_openclip.weights.twins import skeleton, twin_of
 
@@ -204,3 +206,38 @@ def test_training_continues_with_the_unchanged_trainer(train_shard, tmp_path):
     assert (trained["visual.trunk.blocks.0.attn.lambda_proj.weight"] != 0).any()
     config = json.loads((tmp_path / "TRAINED" / "open_clip_config.json").read_text())
     assert config["preprocess_cfg"] == PREPROCESS["slip"]
+
+
+def test_from_the_hub(tmp_path, monkeypatch):
+    """A plain CLIP in a repository of open_clip's form, whose config is read before its weights are fetched."""
+    model_cfg = small("ViT-L-14-336", vocab_size=49408)
+    torch.save(perturbed(model_cfg).state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+    config = {"model_cfg": model_cfg, "preprocess_cfg": PREPROCESS["slip"]}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("diffclip_openclip.weights.hub.hf_hub_download", lambda _, file: tmp_path / file)
+    fetched = str(tmp_path / "open_clip_pytorch_model.bin")
+    monkeypatch.setattr(warm_starting, "download_pretrained_from_hf", lambda _: fetched)
+    assert main(["warm-start", "hf-hub:owner/repo", str(tmp_path / "OUT")]) == 0
+    new = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'OUT'}")[0].eval()
+    torch.testing.assert_close(embeddings(new), embeddings(perturbed(model_cfg)), rtol=0, atol=1e-12)
+    assert open_clip.get_model_preprocess_cfg(new)["interpolation"] == "bilinear"
+
+
+def test_the_source_is_let_go_of_before_its_twin_is_loaded(tmp_path, monkeypatch):
+    """So that a model of 4 GB takes less than 6."""
+    _, path = _write_source(tmp_path)
+    alive, skeleton_of, create = [], warm_starting.skeleton, directory._create
+
+    def watched(model_cfg):
+        model = skeleton_of(model_cfg)
+        alive.append(weakref.ref(model))
+        return model
+
+    def counted(folder):
+        gc.collect()
+        assert [reference() for reference in alive] == [None]
+        return create(folder)
+
+    monkeypatch.setattr(warm_starting, "skeleton", watched)
+    monkeypatch.setattr(directory, "_create", counted)
+    assert main(["warm-start", f"CLIP-nano-baseline,{path}", str(tmp_path / "OUT"), "--preprocess", "slip"]) == 0

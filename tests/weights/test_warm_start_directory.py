@@ -205,3 +205,9 @@ def test_the_image_tower_in_transformers(tmp_path):
     again = DiffCLIPVisionModel.from_pretrained(tmp_path / "tower").eval()
     assert torch.equal(again(images).pooler_output, tower(images).pooler_output)
     assert (tmp_path / "OUT" / "preprocessor_config.json").is_file()
+
+
+@pytest.mark.slow  # 15 s: both towers through torch.export
+def test_it_is_exported(written):
+    assert main(["export", str(written), "--format", "onnx"]) == 0
+    shutil.rmtree(written / "onnx")

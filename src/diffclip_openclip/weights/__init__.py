@@ -3,7 +3,8 @@
 To read in this order: ``checkpoint`` (a file's tensors, safely), ``layouts`` (key tables), ``architecture`` (which
 model they belong to), ``directory`` (OUT, verified) with ``processors`` and ``card`` (what else lies in it), ``runs``
 (a training run's folder), ``hub`` (download and push), ``spec`` (how models and weights are named), ``source`` (SRC),
-``conversion`` and ``warm_starting`` (the two commands), ``loading`` (models to be measured) and ``onnx``.
+``conversion`` (one command), ``twin_towers``, ``twins`` and ``warm_starting`` (the other), ``loading`` (models to be
+measured) and ``onnx``. ``mapped`` loads weights that stay in their file.
 
 The modules of the two commands are not called ``convert`` and ``warm_start``, since the functions of these names are
 here, and a module would hide them.

@@ -3,6 +3,7 @@
 import gc
 import json
 import weakref
+from copy import deepcopy
 from pathlib import Path
 
 import open_clip
@@ -130,6 +131,27 @@ def test_another_image_size_is_open_clips(tmp_path, monkeypatch):
     new = open_clip.create_model(f"local-dir:{tmp_path / 'OUT'}").eval()
     assert new.visual.image_size == (96, 96)
     torch.testing.assert_close(embeddings(new), embeddings(old), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", ["0", "-224", "100000"])
+def test_image_sizes_that_no_model_has_are_refused(size, tmp_path, capsys):
+    assert main(["warm-start", "ViT-B-32,openai", str(tmp_path / "OUT"), f"--force-image-size={size}"]) == 2
+    assert f"--force-image-size is {size}; it must be" in capsys.readouterr().err
+
+
+def test_a_run_with_other_sizes(tmp_path, monkeypatch):
+    """params.txt says to which sizes the trainer was told to make the model."""
+    model_cfg = small("ViT-B-32", vocab_size=49408)
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32", model_cfg)
+    larger = deepcopy(model_cfg)
+    larger["vision_cfg"]["image_size"], larger["text_cfg"]["context_length"] = 96, 12
+    checkpoint = tmp_path / "run" / "checkpoints" / "epoch_1.pt"
+    checkpoint.parent.mkdir(parents=True)
+    torch.save({"state_dict": perturbed(larger).state_dict()}, checkpoint)
+    (tmp_path / "run" / "params.txt").write_text("model: ViT-B-32\nforce_image_size: [96]\nforce_context_length: 12\n")
+    assert main(["warm-start", f"ViT-B-32,{checkpoint}", str(tmp_path / "OUT")]) == 0
+    new = open_clip.create_model(f"local-dir:{tmp_path / 'OUT'}").eval()
+    torch.testing.assert_close(embeddings(new), embeddings(perturbed(larger)), rtol=0, atol=1e-12)
 
 
 def test_an_option_that_weights_do_not_show_is_noticed(tmp_path):

@@ -7,6 +7,7 @@ Directories of earlier versions lack these two, and nothing that reads a directo
 """
 
 import hashlib
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -262,8 +263,13 @@ def _create(folder: Path) -> Any:
     towers that have values beside their weights, such as timm's Swin.
     """
     options = {"load_weights": False, "pretrained_text": False}
-    with torch.device("meta"):
-        model = open_clip.create_model(f"local-dir:{folder}", device="meta", force_custom_text=True, **options)
+    level = logging.getLogger().level
+    logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that there are no weights yet
+    try:
+        with torch.device("meta"):
+            model = open_clip.create_model(f"local-dir:{folder}", device="meta", force_custom_text=True, **options)
+    finally:
+        logging.getLogger().setLevel(level)
     state_dict = read_checkpoint(folder / HF_SAFE_WEIGHTS_NAME)
     try:
         assign(model, lambda: model.load_state_dict(state_dict, assign=True))

@@ -41,6 +41,7 @@ from diffclip_openclip.weights.source import Source
 from diffclip_openclip.weights.spec import ModelSpec, parse_spec
 from diffclip_openclip.weights.twins import Layers, Twin, skeleton, twin_of
 
+_LARGEST_IMAGE = 1 << 13  # pixels, far above every model's
 _TOLERANCE = 1e-4  # of normalised embeddings in float32, where sums run in another order
 
 
@@ -68,6 +69,8 @@ def warm_start(
         FileExistsError, FileNotFoundError, OSError: as :func:`write_directory`.
     """
     chosen, spec = Layers.parse(layers), parse_spec(src)
+    if image_size is not None and not 1 <= image_size <= _LARGEST_IMAGE:
+        raise ValueError(f"--force-image-size is {image_size}; it must be a number of pixels up to {_LARGEST_IMAGE}")
     inputs = [path for path in (spec.directory, spec.checkpoint) if path is not None]
     check_place(out, overwrite, MODEL_DIRECTORY, inputs=inputs)
     model_cfg, preprocess_cfg = _configs(spec)
@@ -82,8 +85,8 @@ def warm_start(
     tokenizer = hf_tokenizer(model_cfg["text_cfg"], spec.directory)
     with loading_errors(spec):
         _load(model, spec)
-    if image_size is not None and isinstance(model.visual, TimmModel):
-        model.visual.set_input_size(image_size)
+        if image_size is not None and isinstance(model.visual, TimmModel):
+            model.visual.set_input_size(image_size)
     same = _comparison(model, twin)
     source = Source(
         src,
@@ -138,7 +141,10 @@ def _configs(spec: ModelSpec) -> tuple[dict[str, Any], dict[str, Any] | None]:
 
 def _sized_skeleton(spec: ModelSpec, model_cfg: dict[str, Any], image_size: int | None) -> Any:
     """Return the source without weights, with the position embeddings that it is to have or that its weights have."""
-    trained = TrainingRun.of_checkpoint(spec.checkpoint).params.get("force_image_size") if spec.checkpoint else None
+    params = TrainingRun.of_checkpoint(spec.checkpoint).params if spec.checkpoint else {}
+    if params.get("force_context_length"):
+        model_cfg["text_cfg"]["context_length"] = params["force_context_length"]
+    trained = params.get("force_image_size")
     trained = trained[0] if isinstance(trained, list | tuple) and len(trained) == 1 else trained
     if "timm_model_name" in model_cfg["vision_cfg"]:
         model = _skeleton(spec, model_cfg)

@@ -76,8 +76,9 @@ class Comparison:
             sys.exit(
                 f"{self.output} is of a comparison with {known}, not {own}; go on with those, or take another --output"
             )
-        self.output.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(own) + "\n")
+        if not path.exists():
+            self.output.mkdir(parents=True, exist_ok=True)
+            _write(path, own)
 
     # a training run
 
@@ -90,7 +91,10 @@ class Comparison:
         return self.folder(seed, name) / "checkpoints" / f"epoch_{epochs}.pt"
 
     def train(self, seed: int, name: str) -> None:
-        """Train to the end, from the last epoch that is there; wall times of all attempts are in seconds.json."""
+        """Train to the end, from the last epoch that is there.
+
+        Wall times of all attempts are in seconds.json: null for one that was killed with this process, or still runs.
+        """
         arm, folder = ARMS[name], self.folder(seed, name)
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder) as lock:
@@ -105,15 +109,15 @@ class Comparison:
             command = [*training_command(model, folder.parent, epochs, seed), "--name", folder.name, *more]
             # one process of one thread; a checkpoint for each point of the curve
             command += ["--workers", "0", "--save-frequency", str(-(-epochs // self.points)), *self.flags]
-            start = time.monotonic()
+            seconds, start = folder / "seconds.json", time.monotonic()
+            earlier = json.loads(seconds.read_text()) if seconds.exists() else []
+            _write(seconds, [*earlier, None])
             try:
                 self._run(command, folder, lock)
             finally:
-                seconds = folder / "seconds.json"
-                earlier = json.loads(seconds.read_text()) if seconds.exists() else []
-                seconds.write_text(json.dumps([*earlier, round(time.monotonic() - start, 1)]) + "\n")
+                _write(seconds, [*earlier, round(time.monotonic() - start, 1)])
+            (folder / "done").touch()  # first, as a run without its latest checkpoint would begin anew
             (folder / "checkpoints" / "epoch_latest.pt").unlink(missing_ok=True)
-            (folder / "done").touch()
 
     def _warm_started(self, seed: int, folder: Path, lock: int) -> Path:
         out = folder / "start"
@@ -173,6 +177,8 @@ class Comparison:
                 raise RuntimeError("interrupted")
             process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, pass_fds=[lock])
             self._running.add(process)
+            if self._is_stopped.is_set():  # since it was asked
+                process.terminate()
             status = process.wait()
             self._running.discard(process)
         if status:
@@ -183,6 +189,13 @@ class Comparison:
         self._is_stopped.set()
         for process in list(self._running):
             process.terminate()
+
+
+def _write(path: Path, content: object) -> None:
+    """Write JSON, all or nothing of it where this process is killed."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(content) + "\n")
+    new.replace(path)
 
 
 @contextmanager
@@ -216,14 +229,13 @@ def start_all(comparison: Comparison, seeds: list[int], jobs: int) -> None:
                 runs[name] = add(partial(comparison.train, seed, name), f"seed {seed} {name}", needed)
             add(partial(comparison.evaluate, seed), f"seed {seed}", runs.values())
         try:
-            wait(futures, return_when=FIRST_EXCEPTION)
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in done:  # its error is the reason; processes that are ended for it have errors, too
+                future.result()
         finally:
             if any(not future.done() or future.exception() for future in futures):
                 comparison.stop()
                 pool.shutdown(cancel_futures=True)
-    for future in futures:
-        if not future.cancelled():
-            future.result()
 
 
 def _work(work: Callable[[], None], needed: list[Future[None]], show: Callable[[], None]) -> None:
@@ -268,7 +280,8 @@ def main() -> None:
     if not args.report_only:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            start_all(comparison, args.seeds, args.jobs)
+            with _locked(comparison.output):
+                start_all(comparison, args.seeds, args.jobs)
         except KeyboardInterrupt:
             sys.exit("interrupted; the same command goes on")
         except RuntimeError as error:

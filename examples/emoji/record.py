@@ -82,15 +82,19 @@ def collect(output: Path, commit: str | None = None) -> dict[str, Any]:
             if title in curves and MAIN_SCORE in entry.scores:
                 curves[title][str(entry.epoch)] = _by_seed(entry.scores[MAIN_SCORE])
         seconds = {
-            ARMS[name].title: [
-                round(sum(json.loads((comparison.folder(seed, name) / "seconds.json").read_text()))) for seed in seeds
-            ]
+            ARMS[name].title: [_seconds(comparison.folder(seed, name) / "seconds.json") for seed in seeds]
             for name in names
         }
         models = {ARMS[name].title: ARMS[name].model for name in names}
         found = {"baseline": titles[0], "models": models, "scores": scores, "curves": curves, "seconds": seconds}
         comparisons.append(found)
     return {"commit": commit, **settings, "seeds": seeds, "comparisons": comparisons}
+
+
+def _seconds(path: Path) -> int | None:
+    """Return how long all attempts of a run took; None where one was killed, so that nobody knows."""
+    attempts = json.loads(path.read_text())
+    return None if None in attempts else round(sum(attempts))
 
 
 def _by_seed(score: Score) -> list[float]:

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import tarfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -273,6 +274,103 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(comparison_of, tmp_p
     monkeypatch.setattr(compare, "training_command", lambda *_: ["--batch-size", "1"])
     _, said = comparison_of(*SETTINGS)
     assert "go on with those" in said  # the quick start's settings are others by now
+
+
+def test_a_second_comparison_in_the_same_folder_is_refused_before_it_starts_anything(comparison_of, tmp_path):
+    import compare
+
+    with compare._locked(tmp_path):
+        commands, said = comparison_of(*SETTINGS)
+    assert commands == []
+    assert "is in use by another process" in said
+
+
+@pytest.mark.parametrize("content", ["settings.json", "runs/seed3-baseline/seconds.json"])
+def test_a_comparison_that_is_killed_while_it_writes_goes_on(content, comparison_of, tmp_path, monkeypatch):
+    class _Killed(BaseException):
+        pass
+
+    write = Path.write_text
+
+    def killed(path, text, *arguments, **kwargs):
+        if path.with_suffix(".json") != tmp_path / content:
+            return write(path, text, *arguments, **kwargs)
+        write(path, text[:3])
+        raise _Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", killed)
+        with pytest.raises(_Killed):
+            comparison_of(*SETTINGS)
+    assert comparison_of(*SETTINGS)[1] == ""
+
+
+@pytest.mark.usefixtures("emoji_scripts")
+def test_the_time_of_an_attempt_that_was_killed_is_not_known(tmp_path, monkeypatch):
+    import compare
+    import record
+
+    comparison, seconds = compare.Comparison(tmp_path, 4, 2, 2, []), tmp_path / "runs" / "seed0-baseline/seconds.json"
+    seen = []
+    monkeypatch.setattr(comparison, "_run", lambda *arguments: seen.append(record._seconds(seconds)))
+    comparison.train(0, "baseline")
+    assert seen == [None]  # which stays if both are killed now
+    assert record._seconds(seconds) == 0
+
+
+@pytest.mark.usefixtures("emoji_scripts")
+def test_a_comparison_that_fails_says_why(tmp_path, monkeypatch):
+    """And not how the processes ended that were ended for it."""
+    import compare
+
+    comparison, is_started = compare.Comparison(tmp_path, 4, 2, 2, []), threading.Event()
+
+    def train(seed, name):
+        if name == compare.BASELINE:  # goes on until it is ended
+            is_started.set()
+            comparison._is_stopped.wait(10)
+            raise RuntimeError("ended with exit status -15")
+        assert is_started.wait(10)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(comparison, "train", train)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        compare.start_all(comparison, [0, 1], jobs=2)
+
+
+@pytest.mark.usefixtures("emoji_scripts")
+def test_a_process_that_was_started_while_all_are_ended_is_ended(tmp_path, monkeypatch):
+    import compare
+
+    comparison, ended = compare.Comparison(tmp_path, 4, 2, 2, []), []
+
+    class _Process:
+        def __init__(self, *arguments, **kwargs):
+            comparison.stop()
+
+        def terminate(self):
+            ended.append(self)
+
+        def wait(self):
+            return -15 if ended else 0
+
+    monkeypatch.setattr(compare.subprocess, "Popen", _Process)
+    with pytest.raises(RuntimeError, match="exit status -15"):
+        comparison._run(["a command"], tmp_path, 0)
+
+
+@pytest.mark.usefixtures("emoji_scripts")
+def test_a_run_that_was_killed_as_it_ended_is_not_trained_anew(tmp_path, monkeypatch):
+    import compare
+
+    comparison = compare.Comparison(tmp_path, 4, 2, 2, [])
+    monkeypatch.setattr(comparison, "_run", lambda *arguments: None)
+
+    def killed(path, missing_ok=False):
+        assert (path.parents[1] / "done").exists()  # without it the trainer would find no checkpoint to go on from
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    comparison.train(0, "baseline")
 
 
 def _put_results(comparison, seeds) -> None:

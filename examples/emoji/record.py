@@ -120,6 +120,7 @@ def entries_of(comparison: Comparison, seeds: list[int]) -> list[Entry]:
 def block(record: dict[str, Any]) -> str:
     """Return the part of the page, with its marks."""
     parts = [BEGIN, f"![{_CAPTION.format(len(record['seeds']))}](../docs/compare.png)"]
+    parts.append(_training(record))
     for comparison in record["comparisons"]:
         entries = entries_of(comparison, record["seeds"])
         (table,) = (table for table in make_tables({}, entries, ()) if table.name == "other")
@@ -128,6 +129,16 @@ def block(record: dict[str, Any]) -> str:
         parts += [_lines(table), _summary(comparison, entries, record["seeds"])]
         parts += ["On the unseen vendor, top-1:", _lines(runs), "\n".join(f"- {note}" for note in runs.notes)]
     return "\n\n".join([*parts, END])
+
+
+def _training(record: dict[str, Any]) -> str:
+    """Say what was trained, and how long it took."""
+    continued = f", {record['continued_epochs']} when continued" if len(record["comparisons"]) > 1 else ""
+    facts = [f"{record['epochs']} epochs{continued}", f"{len(record['seeds'])} seeds", f"commit {record['commit']}"]
+    seconds = [value for comparison in record["comparisons"] for own in comparison["seconds"].values() for value in own]
+    if seconds:
+        facts.append(f"wall time of a run {min(seconds) / 60:.0f} to {max(seconds) / 60:.0f} minutes")
+    return f"Trained: {'; '.join([*facts, *record.get('notes', [])])}."
 
 
 def block_of(page: str) -> str:

@@ -410,6 +410,8 @@ def test_the_record_of_a_comparison(tmp_path):
     assert first["curves"]["CLIP, gated"] == {"2": [3.0, 4.0, 3.0], "4": [5.0, 6.0, 5.0]}
     assert second["seconds"] == {"CLIP, continued": [62] * 3, "V2, warm-started": [62] * 3}
     said = record.block(found)
+    assert "Trained: 4 epochs, 4 when continued; 3 seeds; commit " in said
+    assert "; wall time of a run 1 to 1 minutes." in said
     assert "| unseen-vendor: zero-shot top-1 | 4.3 ±0.6 | 5.3 ±0.6 (+1.0 ns) |" in said
     assert "a model is above CLIP so often: CLIP, gated in 3," in said
     assert "differences to CLIP, continued are beyond noise" in said

@@ -5,7 +5,7 @@ import io
 
 import pytest
 from scipy.stats import ttest_ind, ttest_rel
-from support.report_results import put, save_nothing
+from support.report_results import pope, put, save_nothing
 
 from diffclip_openclip.report import command
 from diffclip_openclip.report.comparison import our_entries
@@ -57,6 +57,15 @@ def test_groups_of_the_same_seeds_are_compared_seed_by_seed(tmp_path):
     assert found["CLIP-nano-baseline"]["p"] == ""
 
 
+def test_results_that_do_not_say_the_seed_do_not_hide_it(tmp_path):
+    """As those of POPE, which scores a language model's answers."""
+    _write(tmp_path, lambda model: (7, 8, 9))
+    for model, values in MODELS.items():
+        for value in values:
+            put(tmp_path, f"{model} seed{value}", "pope", "pope_random", pope(value))
+    assert _records(tmp_path)["DiffCLIP-nano"]["by seed"] == "True"
+
+
 @pytest.mark.parametrize(
     "seeds_of",
     [
@@ -89,6 +98,23 @@ def test_a_group_has_one_curve(tmp_path):
     curve = [(e.name, e.epoch, e.scores["few_shot/dtd"].value) for e in checkpoints_of(models, ["D=* seed*"])]
     assert curve == [("D epoch_2", 2, pytest.approx(20)), ("D epoch_4", 4, pytest.approx(40))]
     assert len(checkpoints_of(models)) == 5
+
+
+def test_a_curve_has_no_epoch_that_a_run_of_its_group_lacks(tmp_path):
+    """Which would be of fewer runs than its neighbours, and of other ones."""
+    for seed, epochs in enumerate([(2, 4, 6), (2, 4, 6), (6,), (4, 6)]):
+        for epoch in epochs:
+            fields = {"run": f"seed{seed}", "epoch": epoch, "checkpoint_sha256": f"{seed}{epoch}"}
+            label, place = f"DiffCLIP-nano seed{seed} epoch_{epoch}", f"{seed}/epoch_{epoch}.pt"
+            put(tmp_path, label, "few_shot", "dtd", {"accuracy": 0.1}, pretrained=place, **fields)
+    models = read_models(tmp_path)
+    epochs_of = {
+        seeds: [
+            entry.epoch for entry in checkpoints_of(models, [f"D=* seed[{seeds}] *"]) if entry.name.startswith("D ")
+        ]
+        for seeds in ("01", "013", "012")
+    }
+    assert epochs_of == {"01": [2, 4, 6], "013": [4, 6], "012": []}
 
 
 def test_the_report_has_the_table_where_there_are_groups(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """Follow scores over the epochs of training runs of which several checkpoints were evaluated."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from diffclip_openclip.report.bars import whisker
@@ -20,7 +20,7 @@ def checkpoints_of(models: Sequence[EvaluatedModel], groups: Sequence[str] = ())
             runs' means at each epoch that is there of all of them.
     """
     several = [model for run in _runs(models).values() if len(run) > 1 for model in run]
-    grouped = members(several, groups)
+    grouped = members([model for model in models if model.checkpoint], groups)
     taken = {model.name for runs in grouped.values() for model in runs}
     single = [(model, model.checkpoint[1]) for model in several if model.checkpoint and model.name not in taken]
     return [
@@ -29,15 +29,16 @@ def checkpoints_of(models: Sequence[EvaluatedModel], groups: Sequence[str] = ())
     ]
 
 
-def _means(name: str, runs: Sequence[EvaluatedModel]) -> Iterator[tuple[EvaluatedModel, int]]:
+def _means(name: str, runs: Sequence[EvaluatedModel]) -> list[tuple[EvaluatedModel, int]]:
     by_epoch: dict[int, list[EvaluatedModel]] = {}
     for model in runs:
         if model.checkpoint:
             by_epoch.setdefault(model.checkpoint[1], []).append(model)
-    most = max(map(len, by_epoch.values()), default=0)
-    for epoch, own in sorted(by_epoch.items()):
-        if len(own) == most > 1:
-            yield mean_of_runs(f"{name} epoch_{epoch}", own), epoch
+    count = len(_runs(runs))
+    complete = {epoch: own for epoch, own in sorted(by_epoch.items()) if len(own) == count > 1}
+    if len(complete) < 2:  # which is no curve
+        return []
+    return [(mean_of_runs(f"{name} epoch_{epoch}", own), epoch) for epoch, own in complete.items()]
 
 
 def last_checkpoints(models: Sequence[EvaluatedModel], named: Collection[str]) -> list[EvaluatedModel]:

@@ -224,9 +224,12 @@ def mean_of_runs(name: str, runs: Sequence[EvaluatedModel]) -> EvaluatedModel:
 
 
 def _training_seeds(runs: Sequence[EvaluatedModel]) -> tuple[int, ...]:
-    """Return the seed that each run was trained with; none unless all are known and differ."""
-    found = [{result.content.get("training_seed") for result in run.results} for run in runs]
-    seeds = tuple(seed for own in found if len(own) == 1 for seed in own if seed is not None)
+    """Return the seed that each run was trained with; none unless all are known and differ.
+
+    Results of POPE, and those of earlier versions, do not say it. Others of the same run do.
+    """
+    found = [{result.content.get("training_seed") for result in run.results} - {None} for run in runs]
+    seeds = tuple(seed for own in found if len(own) == 1 for seed in own)
     return seeds if len(set(seeds)) == len(runs) else ()
 
 

@@ -5,7 +5,7 @@ import re
 import open_clip
 import pytest
 import torch
-from support.small_clips import built, embeddings, perturbed, small
+from support.small_clips import built, embeddings, perturbed, small, small_timm
 
 from diffclip_openclip.attention import DifferentialAttentionV2
 from diffclip_openclip.weights.twins import Layers, skeleton, twin_of
@@ -41,6 +41,13 @@ def test_embeddings_are_the_sources(name, tmp_path):
     attention = [block.attn for block in (*new.visual.trunk.blocks, *new.text.transformer.layers)]
     assert all(isinstance(module, DifferentialAttentionV2) for module in attention)
     assert len(attention) == 6
+
+
+def test_pooling_of_timm_that_is_no_projection(tmp_path):
+    model_cfg = small("ViT-B-16-SigLIP")
+    tower, _ = small_timm("vit_base_patch16_224")
+    model_cfg["vision_cfg"] |= {"timm_model_name": tower, "timm_pool": "avgmax"}
+    _assert_same(model_cfg, _twin(model_cfg), tmp_path)
 
 
 @pytest.mark.slow  # 4 s: two blocks of the widest models
@@ -141,6 +148,8 @@ def test_others_are_refused_with_the_reason_before_anything_is_fetched(name):
     [
         ({"vision_cfg": {"qk_norm": True}}, "CustomResidualAttentionBlock"),
         ({"vision_cfg": {"attentional_pool": True}}, "attentional pooling"),
+        ({"vision_cfg": {"norm_kwargs": {"bias": False}}}, "LayerNorms without weight or bias"),
+        ({"text_cfg": {"norm_kwargs": {"elementwise_affine": False}}}, "LayerNorms without weight or bias"),
         ({"vision_cfg": {"pos_embed_type": "sin_cos_2d"}}, "position embedding that is not learned"),
         ({"text_cfg": {"embed_cls": True}}, "class embedding"),
         ({"text_cfg": {"ls_init_value": 0.1}}, "LayerScale"),

@@ -162,6 +162,27 @@ def test_on_the_hub_both_towers_are_at_the_repository(written, monkeypatch):
         check_open_clip_config(config, "hf://other/repo")
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"num_classes": 10**12}, "num_classes 1000000000000; it must be 0"),  # a head of terabytes
+        ({"pretrained_cfg": {"num_classes": 10**9}}, "num_classes 1000000000; it must be 0"),
+        ({"pretrained_cfg": {"input_size": [3, 10**6, 10**6]}}, "input_size .* must be 3, height and width"),
+        ({"pretrained_cfg": {"url": "https://localhost/x.pth"}}, "has 'url' as pretrained_cfg"),
+        ({"pretrained_cfg": []}, r"has \[\] as pretrained_cfg"),
+        ({"model_args": {"base": "vit_diffclip_v2.tag"}}, "base 'vit_diffclip_v2.tag' .* and not this one"),
+        ({"model_args": {"checkpoint_path": "/etc/passwd"}}, "has 'checkpoint_path' as model_args"),
+        ({"architecture": "vit_base_patch16_224"}, "architecture is 'vit_base_patch16_224'"),
+    ],
+)
+def test_what_timm_would_take_from_a_foreign_config_is_refused(more, message, written):
+    config = json.loads((written / "open_clip_config.json").read_text())
+    beside = json.loads((written / "config.json").read_text())
+    assert check_open_clip_config(config, "PATH", beside=beside)
+    with pytest.raises(ValueError, match=f"PATH.*{message}"):
+        check_open_clip_config(config, "PATH", beside=beside | more)
+
+
 def _portable(folder: Path) -> None:
     """Name timm's own ViT in place of the small one, which only this process knows."""
     config = json.loads((folder / "config.json").read_text())

@@ -20,6 +20,7 @@ from diffclip_openclip.towers.timm_vit import Block, TimmDifferentialAttentionV2
 
 __all__: list[str] = []  # timm's register_model appends the name
 _LARGEST = 1 << 16
+_POOLS = ("token", "avg", "map", "avgmax", "max", "prr")  # timm's
 
 
 def _is_whole(value: Any, least: int = 1) -> bool:
@@ -35,10 +36,14 @@ def _is_size(value: Any) -> bool:
     return len(sizes) == 2 and all(_is_whole(size) and size <= 1 << 13 for size in sizes)
 
 
+def _is_base(value: Any) -> bool:
+    return isinstance(value, str) and is_model(value) and value.partition(".")[0] != TWIN  # a tag follows the dot
+
+
 # argument of the model, and of config.json's model_args -> what it may be, in words and as a function
 _ARGUMENTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     # a ViT that timm knows, whose arguments the others override; without it, they say all
-    "base": ("the name of a ViT of timm, and not this one", lambda x: isinstance(x, str) and is_model(x) and x != TWIN),
+    "base": ("the name of a ViT of timm, and not this one", _is_base),
     # indices of the layers that are differential; all if it is not given
     "layers": ("a list of whole numbers", lambda x: isinstance(x, list) and all(_is_whole(i, 0) for i in x)),
     "img_size": ("one or two whole numbers, of pixels", _is_size),
@@ -52,7 +57,7 @@ _ARGUMENTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "init_values": ("a number above 0", _is_number),
     "norm_eps": ("a number above 0", _is_number),
     "act_layer": ("gelu, gelu_tanh or quick_gelu", lambda x: x in ("gelu", "gelu_tanh", "quick_gelu")),
-    "global_pool": ("token, avg or map", lambda x: x in ("token", "avg", "map")),
+    "global_pool": (", ".join(_POOLS), lambda x: x in _POOLS),
 }
 
 
@@ -73,6 +78,28 @@ def check_arguments(arguments: Any, path: object) -> dict[str, Any]:
         if not fits(value):
             raise ValueError(f"{path} has {name} {value!r:.60} in model_args of {TWIN}; it must be {allowed}")
     return arguments
+
+
+def check_pretrained_cfg(config: Any, path: object) -> None:
+    """Refuse what a config.json has for timm beside the arguments, such as addresses and a head of any size.
+
+    Args:
+        config: the file's content.
+        path: where it is from, for the message.
+
+    Raises:
+        ValueError: ``pretrained_cfg`` is not as this package writes it, or something overrides it.
+    """
+    own = config.get("pretrained_cfg")
+    if not isinstance(own, dict) or (more := own.keys() - DEFAULT_CFG.keys() - {"input_size"}):
+        found = ", ".join(map(repr, sorted(more))) if isinstance(own, dict) else repr(own)
+        raise ValueError(f"{path} has {found:.80} as pretrained_cfg; it may have {', '.join(DEFAULT_CFG)}, input_size")
+    sizes = own.get("input_size", [3, 1, 1])
+    if not isinstance(sizes, list) or sizes[:1] != [3] or not _is_size(sizes[1:]):
+        raise ValueError(f"{path} has input_size {sizes!r:.60} in pretrained_cfg; it must be 3, height and width")
+    for num_classes in (own.get("num_classes", 0), config.get("num_classes", 0)):
+        if num_classes != 0:
+            raise ValueError(f"{path} has num_classes {num_classes!r:.60}; it must be 0, since a CLIP has none")
 
 
 def _entrypoint(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:

@@ -20,7 +20,7 @@ from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.transform import PreprocessCfg
 
 from diffclip_openclip.models import TWIN
-from diffclip_openclip.towers.timm_twin import check_arguments
+from diffclip_openclip.towers.timm_twin import check_arguments, check_pretrained_cfg
 
 _SECTIONS = {"text_cfg": CLIPTextCfg, "vision_cfg": CLIPVisionCfg}
 # of the arguments of open_clip's tokenizers, those that are not passed on to transformers
@@ -190,7 +190,9 @@ def twin_arguments(config: Any, path: object) -> dict[str, Any]:
             f"{path} goes by a config.json whose architecture is {found!r:.60}; of timm's models only {TWIN!r} is read "
             "from a file, timm.list_models() lists those that have a name"
         )
-    return check_arguments(config.get("model_args"), path)
+    arguments = check_arguments(config.get("model_args"), path)
+    check_pretrained_cfg(config, path)
+    return arguments
 
 
 def _check_names(model_cfg: Mapping[str, Any], path: object, beside: Any) -> None:

@@ -117,7 +117,7 @@ def _native_arguments(visual: VisionTransformer) -> dict[str, Any]:
         "num_heads": block.attn.num_heads,
         "mlp_ratio": _ratio(block.mlp.c_fc.out_features, width),
         "pre_norm": _does_something(visual, "ln_pre"),
-        "norm_eps": _only({norm.eps for norm in visual.modules() if isinstance(norm, nn.LayerNorm)}, "image"),
+        "norm_eps": _norm_eps(visual, "image"),
         "act_layer": _activation(block, "image"),
         "global_pool": {"tok": "token", "avg": "avg"}[visual.pool_type],
     }
@@ -140,10 +140,15 @@ def _ratio(hidden: int, width: int) -> float:
     return ratio if int(ratio * width) == hidden else math.nextafter(ratio, math.inf)
 
 
-def _only(values: set[Any], tower: str) -> Any:
-    if len(values) != 1:
-        raise _refusal(tower, f"has LayerNorms of several kinds of eps, {sorted(values)}")
-    return values.pop()
+def _norm_eps(module: nn.Module, tower: str) -> float:
+    """Return the one eps of a tower's norms, each of which has weight and bias."""
+    norms = [norm for norm in module.modules() if isinstance(norm, nn.LayerNorm)]
+    if any(norm.weight is None or norm.bias is None for norm in norms):
+        raise _refusal(tower, "has LayerNorms without weight or bias")
+    eps, *others = sorted({norm.eps for norm in norms})
+    if others:
+        raise _refusal(tower, f"has LayerNorms of several kinds of eps, {[eps, *others]}")
+    return eps
 
 
 # open_clip's own blocks, of both towers
@@ -203,7 +208,7 @@ def text_tower(
         num_attention_heads=text.heads,
         max_position_embeddings=text.num_pos,
         hidden_act=_ACTIVATIONS[_activation(block, "text")],
-        layer_norm_eps=_only({norm.eps for norm in text.modules() if isinstance(norm, nn.LayerNorm)}, "text"),
+        layer_norm_eps=_norm_eps(text, "text"),
         attention_version=2,
         differential_layers=layers if len(layers) < depth else None,
         causal=text.attn_mask is not None,

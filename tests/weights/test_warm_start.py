@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from support.common import run_host, script, train_arguments
 from support.small_clips import embeddings, perturbed, small
+from transformers import PretrainedConfig
 
 from diffclip_cli.main import main
 from diffclip_openclip.weights import directory, warm_starting
+from diffclip_openclip.weights.checkpoint import save_safetensors
 from diffclip_openclip.weights.directory import PREPROCESS, write_directory
 from diffclip_openclip.weights.twins import skeleton, twin_of
 
@@ -154,6 +156,45 @@ def test_a_run_with_other_sizes(tmp_path, monkeypatch):
     torch.testing.assert_close(embeddings(new), embeddings(perturbed(larger)), rtol=0, atol=1e-12)
 
 
+def _run(folder: Path, trained, **params) -> Path:
+    checkpoint = folder / "checkpoints" / "epoch_1.pt"
+    checkpoint.parent.mkdir(parents=True)
+    torch.save({"state_dict": trained.state_dict()}, checkpoint)
+    (folder / "params.txt").write_text("".join(f"{name}: {value}\n" for name, value in params.items()))
+    return checkpoint
+
+
+def test_a_run_with_siglips_loss_keeps_its_bias(tmp_path):
+    """--siglip gives the model a logit_bias that the named config does not have."""
+    model = open_clip.create_model("CLIP-nano-baseline", init_logit_bias=-9.0)
+    checkpoint = _run(tmp_path / "run", model, model="CLIP-nano-baseline", siglip=True)
+    assert main(["warm-start", f"CLIP-nano-baseline,{checkpoint}", str(tmp_path / "OUT")]) == 0
+    assert open_clip.create_model(f"local-dir:{tmp_path / 'OUT'}").logit_bias.item() == -9.0
+
+
+def test_an_image_tower_of_timm_that_stays_cannot_keep_another_size(tmp_path, capsys):
+    model = open_clip.create_model("CLIP-nano-baseline", force_image_size=96)
+    checkpoint = _run(tmp_path / "run", model, model="CLIP-nano-baseline", force_image_size=96)
+    source = f"CLIP-nano-baseline,{checkpoint}"
+    assert main(["warm-start", source, str(tmp_path / "OUT"), "--layers", "text"]) == 2
+    assert "its image tower is timm's for 48 pixels; it keeps the size 96 only with layers" in capsys.readouterr().err
+    assert main(["warm-start", source, str(tmp_path / "OUT")]) == 0
+
+
+def test_a_run_that_resizes_a_twin_with_a_name(tmp_path, monkeypatch):
+    """The name is of one size, so the directory of the trained model has none."""
+    torch.save(_source("CLIP-nano-baseline").state_dict(), tmp_path / "weights.pt")
+    start = tmp_path / "START"
+    source = f"CLIP-nano-baseline,{tmp_path / 'weights.pt'}"
+    assert main(["warm-start", source, str(start), "--preprocess", "slip"]) == 0
+    model = open_clip.create_model(f"local-dir:{start}", force_image_size=96).eval()
+    checkpoint = _run(tmp_path / "run", model, model=f"local-dir:{start}", force_image_size=96)
+    assert main(["convert", str(checkpoint), str(tmp_path / "OUT")]) == 0
+    new = open_clip.create_model(f"local-dir:{tmp_path / 'OUT'}").eval()
+    assert new.visual.image_size == (96, 96)
+    assert all(map(torch.equal, embeddings(new), embeddings(model)))
+
+
 def test_an_option_that_weights_do_not_show_is_noticed(tmp_path):
     """QuickGELU weights read as GELU's: same tensors, another function."""
     model_cfg = small("ViT-B-32", vocab_size=49408)
@@ -243,6 +284,40 @@ def test_from_the_hub(tmp_path, monkeypatch):
     new = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'OUT'}")[0].eval()
     torch.testing.assert_close(embeddings(new), embeddings(perturbed(model_cfg)), rtol=0, atol=1e-12)
     assert open_clip.get_model_preprocess_cfg(new)["interpolation"] == "bilinear"
+
+
+@pytest.mark.parametrize(("first", "then"), [("image", "text"), ("text", "image")])
+def test_the_other_tower_of_a_pushed_one(first, then, tmp_path, monkeypatch):
+    """Towers that are read from a repository are read from its files, too, where one of them stays."""
+    model_cfg = small("ViT-L-14-336", vocab_size=49408)
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-L-14-336", model_cfg)
+    torch.save(perturbed(model_cfg).state_dict(), tmp_path / "weights.pt")
+    half, source = tmp_path / "HALF", f"ViT-L-14-336,{tmp_path / 'weights.pt'}"
+    assert main(["warm-start", source, str(half), "--layers", first, "--preprocess", "openai"]) == 0
+    config = directory.config_at(half, "owner/repo")
+    (half / "open_clip_config.json").write_text(json.dumps(config))
+    for module in ("diffclip_openclip.weights.hub", "diffclip_openclip.weights.spec"):
+        monkeypatch.setattr(f"{module}.hf_hub_download", lambda _, file, **__: str(half / file))
+    monkeypatch.setattr("timm.models._hub.download_from_hf", lambda _, file, **__: str(half / file))
+    read = PretrainedConfig.get_config_dict
+    monkeypatch.setattr(
+        "transformers.PretrainedConfig.get_config_dict",
+        staticmethod(lambda place, **options: read(half if place == "owner/repo" else place, **options)),
+    )
+    weights = str(half / "open_clip_model.safetensors")
+    monkeypatch.setattr(warm_starting, "download_pretrained_from_hf", lambda _: weights)
+    assert main(["warm-start", "hf-hub:owner/repo", str(tmp_path / "OUT"), "--layers", then]) == 0
+    new = open_clip.create_model(f"local-dir:{tmp_path / 'OUT'}").eval()
+    torch.testing.assert_close(embeddings(new), embeddings(perturbed(model_cfg)), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["open_clip_pytorch_model.safetensors", "model.safetensors"])
+def test_a_directory_whose_weights_have_another_of_open_clips_names(name, tmp_path):
+    model_cfg = small("ViT-L-14-336", vocab_size=49408)
+    save_safetensors(perturbed(model_cfg).state_dict(), tmp_path / name)
+    config = {"model_cfg": model_cfg | {"custom_text": True}, "preprocess_cfg": PREPROCESS["slip"]}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    assert main(["warm-start", f"local-dir:{tmp_path}", f"{tmp_path}-OUT"]) == 0
 
 
 def test_the_source_is_let_go_of_before_its_twin_is_loaded(tmp_path, monkeypatch):

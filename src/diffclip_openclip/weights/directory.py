@@ -23,6 +23,7 @@ from open_clip.constants import (
     OPENAI_DATASET_MEAN,
     OPENAI_DATASET_STD,
 )
+from open_clip.factory import _find_checkpoint_in_dir
 from timm.layers import to_2tuple
 from transformers.utils import CONFIG_NAME
 
@@ -248,9 +249,8 @@ def weights_file(folder: Path) -> Path:
     Raises:
         FileNotFoundError: there is none.
     """
-    for name in (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME):
-        if (folder / name).is_file():
-            return folder / name
+    if (path := _find_checkpoint_in_dir(folder)) is not None:  # open_clip's own, which knows more names
+        return Path(path)
     raise FileNotFoundError(
         f"{folder} has neither {HF_SAFE_WEIGHTS_NAME} nor {HF_WEIGHTS_NAME}; copy the weights there"
     )

@@ -11,7 +11,7 @@ from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
 
 from diffclip_openclip.attention.v1 import DYNAMIC, LAMBDA_INIT
 from diffclip_openclip.files import sha256
-from diffclip_openclip.models import HALF_HEADS, KINDS, TOWERS, TRUNK
+from diffclip_openclip.models import HALF_HEADS, KINDS, TOWERS, TRUNK, TWIN
 from diffclip_openclip.registration import model_names
 from diffclip_openclip.weights import hub
 from diffclip_openclip.weights.architecture import (
@@ -190,21 +190,27 @@ def _trained(
     if variant is not None:
         raise ValueError(f"the run's params.txt says that {path} is {run.model}; leave out --variant {variant}")
     if run.has_other_sizes:
-        return _resized(architecture, run) if architecture.name is None else recognize(state_dict, architecture.variant)
+        warm = architecture.name is None or KINDS[architecture.kind].version == 2
+        return _resized(architecture, run) if warm else recognize(state_dict, architecture.variant)
     return architecture
 
 
 def _resized(architecture: Architecture, run: TrainingRun) -> Architecture:
-    """Return an architecture with the image size that the run was told to take."""
+    """Return an architecture with the sizes that the run was told to take."""
+    architecture = deepcopy(architecture)
+    if architecture.text_config is None and run.params.get("force_context_length"):
+        architecture.model_cfg["text_cfg"]["context_length"] = run.params["force_context_length"]
     size = run.params.get("force_image_size")
     size = size[0] if isinstance(size, list | tuple) and len(size) == 1 else size
     if not size:
         return architecture
-    architecture = deepcopy(architecture)
-    architecture.model_cfg["vision_cfg"]["image_size"] = size
-    if architecture.tower_arguments is not None:
-        architecture.tower_arguments["img_size"] = size
-    return architecture
+    vision_cfg = architecture.model_cfg["vision_cfg"]
+    arguments = architecture.tower_arguments
+    if KINDS[architecture.kind].version == 2:  # a tower whose name is of one size
+        arguments = {"base": vision_cfg["timm_model_name"]}
+        vision_cfg["timm_model_name"] = TWIN
+    vision_cfg["image_size"] = size
+    return replace(architecture, tower_arguments=arguments and arguments | {"img_size": size})
 
 
 def _has_our_text_tower(run: TrainingRun) -> bool:

@@ -248,10 +248,20 @@ def _architecture(name: str) -> Architecture | None:
         model_cfg = config_of(name)
         if model_cfg is None:
             return None
-        place_on_hub = model_cfg["text_cfg"].get("hf_model_name") or timm_place(model_cfg)
-        if schema == "hf-hub" and place_on_hub:
-            return architecture_of(model_cfg, Path(hf_hub_download(place_on_hub, CONFIG_NAME)).parent)
-        has_own = schema == "local-dir" and Path(place, CONFIG_NAME).is_file()
-        return architecture_of(model_cfg, Path(place) if has_own else None)
+        return architecture_of(model_cfg, towers_folder(name, model_cfg))
     except (ValueError, OSError):
         return None
+
+
+def towers_folder(name: str, model_cfg: dict[str, Any]) -> Path | None:
+    """Return the folder with the config of a model's own towers, fetched if it is on the hub; None if not known.
+
+    Args:
+        name: any of open_clip's.
+        model_cfg: open_clip's config of it.
+    """
+    schema, place = parse_model_name(name)
+    on_hub = model_cfg["text_cfg"].get("hf_model_name") or timm_place(model_cfg)
+    if schema == "hf-hub" and on_hub:
+        return Path(hf_hub_download(on_hub, CONFIG_NAME)).parent
+    return Path(place) if schema == "local-dir" and Path(place, CONFIG_NAME).is_file() else None

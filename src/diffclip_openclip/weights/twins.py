@@ -137,7 +137,8 @@ def twin_of(
     """
     source = architecture_of(model_cfg, folder)
     model_cfg, text_config, tower_arguments = deepcopy(source.model_cfg), source.text_config, source.tower_arguments
-    model_cfg["vision_cfg"]["image_size"] = image_size or one_size(model.visual.image_size)
+    own_size = one_size(model_cfg["vision_cfg"].get("image_size", 224))
+    size = model_cfg["vision_cfg"]["image_size"] = image_size or one_size(model.visual.image_size)
     chosen: dict[str, tuple[list[int], int]] = {}
     converted = []
     if "image" in layers.towers:
@@ -152,8 +153,11 @@ def twin_of(
             chosen[f"{TEXT_TOWER}layers"] = (indices, blocks[0].attn.num_heads)
             converted += ["text."]
             model_cfg["text_cfg"], text_config = text_tower(model.text, model_cfg, indices)
-    if image_size and f"{TRUNK}blocks" not in chosen and isinstance(model.visual, TimmModel):
-        raise ValueError("an image tower of timm changes its size only with layers of its own among those of --layers")
+    if size != own_size and f"{TRUNK}blocks" not in chosen and isinstance(model.visual, TimmModel):
+        raise ValueError(
+            f"its image tower is timm's for {own_size} pixels; it keeps the size {size} only with layers of its own "
+            "among those of --layers"
+        )
     if not chosen:
         raise ValueError(f"there is no layer {layers.first} or behind it in the {' or '.join(layers.towers)} tower")
     model_cfg.pop("custom_text", None)

@@ -38,7 +38,7 @@ from diffclip_openclip.weights.mapped import assign
 from diffclip_openclip.weights.processors import hf_tokenizer
 from diffclip_openclip.weights.runs import TrainingRun
 from diffclip_openclip.weights.source import Source
-from diffclip_openclip.weights.spec import ModelSpec, parse_spec
+from diffclip_openclip.weights.spec import ModelSpec, parse_spec, towers_folder
 from diffclip_openclip.weights.twins import Layers, Twin, skeleton, twin_of
 
 _LARGEST_IMAGE = 1 << 13  # pixels, far above every model's
@@ -74,9 +74,12 @@ def warm_start(
     inputs = [path for path in (spec.directory, spec.checkpoint) if path is not None]
     check_place(out, overwrite, MODEL_DIRECTORY, inputs=inputs)
     model_cfg, preprocess_cfg = _configs(spec)
+    folder = towers_folder(spec.name, model_cfg)
+    if folder is not None and "hf_model_name" in model_cfg["text_cfg"]:
+        model_cfg["text_cfg"]["hf_model_name"] = str(folder)
     model = _sized_skeleton(spec, model_cfg, image_size)
     try:
-        twin = twin_of(model, model_cfg, chosen, image_size=image_size, folder=spec.directory)
+        twin = twin_of(model, model_cfg, chosen, image_size=image_size, folder=folder)
     except ValueError as error:
         raise ValueError(f"{src} has no warm start: {error}") from error
     preprocess_cfg = PREPROCESS[preprocess] if preprocess is not None else preprocess_cfg
@@ -119,7 +122,10 @@ def _configs(spec: ModelSpec) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Return the config of the source, and its preprocessing if anything says it; nothing but configs is fetched."""
     model_cfg = checked_config(spec)
     if spec.checkpoint is not None:
-        layout = detect(read_checkpoint(spec.checkpoint))
+        state_dict = read_checkpoint(spec.checkpoint)
+        layout = detect(state_dict)
+        if "logit_bias" in state_dict:  # trained with --siglip; the config's value is only where training starts
+            model_cfg["init_logit_bias"] = float(state_dict["logit_bias"])
         known = (
             PREPROCESS["slip"]
             if layout is Layout.AUTHORS

@@ -136,7 +136,7 @@ def _training(record: dict[str, Any]) -> str:
     continued = f", {record['continued_epochs']} when continued" if len(record["comparisons"]) > 1 else ""
     facts = [f"{record['epochs']} epochs{continued}", f"{len(record['seeds'])} seeds", f"commit {record['commit']}"]
     seconds = [value for comparison in record["comparisons"] for own in comparison["seconds"].values() for value in own]
-    if seconds:
+    if seconds := [value for value in seconds if value is not None]:
         facts.append(f"wall time of a run {min(seconds) / 60:.0f} to {max(seconds) / 60:.0f} minutes")
     return f"Trained: {'; '.join([*facts, *record.get('notes', [])])}."
 

@@ -409,6 +409,7 @@ def test_the_record_of_a_comparison(tmp_path):
     assert first["scores"][record.MAIN_SCORE]["DiffCLIP*"] == [8.25, 9.0, 8.0]
     assert first["curves"]["CLIP, gated"] == {"2": [3.0, 4.0, 3.0], "4": [5.0, 6.0, 5.0]}
     assert second["seconds"] == {"CLIP, continued": [62] * 3, "V2, warm-started": [62] * 3}
+    second["seconds"]["CLIP, continued"][0] = None  # an attempt was killed
     said = record.block(found)
     assert "Trained: 4 epochs, 4 when continued; 3 seeds; commit " in said
     assert "; wall time of a run 1 to 1 minutes." in said

@@ -13,7 +13,7 @@ from PIL import Image
 from support.common import run_host, script, train_arguments
 from support.small_clips import embeddings, perturbed, small
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
 from diffclip_cli.main import main
 from diffclip_openclip.towers.vision import DiffCLIPVisionModel
@@ -207,6 +207,25 @@ def test_it_is_trained_by_the_unchanged_trainer(written, train_shard, tmp_path):
     for tower in ("visual.trunk.blocks.1", "text.transformer.layers.2"):
         key = f"{tower}.attn.lambda_proj.weight"
         assert (trained.state_dict()[key] != start[key]).any()
+
+
+@pytest.mark.parametrize("layers", ["all", "image"])
+@pytest.mark.parametrize("size", [28, [28, 42]])
+def test_the_processors_in_transformers(layers, size, tmp_path, monkeypatch):
+    """transformers takes a config.json with timm's keys for timm's alone; a rectangle has no image processor."""
+    model_cfg = small("ViT-L-14-336", vocab_size=49408)
+    model_cfg["vision_cfg"]["image_size"] = size
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-L-14-336", model_cfg)
+    torch.save(perturbed(model_cfg).state_dict(), tmp_path / "weights.pt")
+    out, source = tmp_path / "OUT", f"ViT-L-14-336,{tmp_path / 'weights.pt'}"
+    assert main(["warm-start", source, str(out), "--preprocess", "openai", "--layers", layers]) == 0
+    tokens = AutoTokenizer.from_pretrained(out)(TEXTS, padding="max_length", truncation=True, return_tensors="pt")
+    assert torch.equal(tokens["input_ids"], open_clip.get_tokenizer(f"local-dir:{out}")(TEXTS))
+    assert (out / "preprocessor_config.json").is_file() == (size == 28)
+    if size == 28:
+        image = Image.effect_noise((60, 40), 80).convert("RGB")
+        pixels = AutoImageProcessor.from_pretrained(out)(image, return_tensors="pt")["pixel_values"][0]
+        torch.testing.assert_close(pixels, open_clip.create_model_and_transforms(f"local-dir:{out}")[2](image))
 
 
 def test_the_image_tower_in_transformers(tmp_path):

@@ -217,6 +217,8 @@ def image_processor_from_open_clip(directory: str | Path) -> "CLIPImageProcessor
         )
     _open_clip_tower(directory)
     size = _open_clip_config(directory)["model_cfg"]["vision_cfg"].get("image_size", 224)
+    if type(size) is not int:
+        raise ValueError(f"{directory} has images of {size} pixels; only squares can be converted")
     return CLIPImageProcessor(
         size={"shortest_edge": size},
         crop_size={"height": size, "width": size},
@@ -248,7 +250,7 @@ def _open_clip_tower(directory: Path) -> DiffCLIPVisionConfig:
             "only models whose vision_cfg has a timm_model_name can be used"
         )
     name = vision_cfg["timm_model_name"]
-    if ":" in name:  # the place from which timm is to read it, which may be an old one
+    if isinstance(name, str) and ":" in name:  # the place from which timm is to read it, which may be an old one
         return DiffCLIPVisionConfig(TWIN, read_json(_existing(directory / CONFIG_NAME)).get("model_args"))
     return DiffCLIPVisionConfig(name)
 

@@ -45,6 +45,7 @@ from diffclip_openclip.weights.foreign import (
 from diffclip_openclip.weights.mapped import assign
 from diffclip_openclip.weights.processors import (
     IMAGE_PROCESSOR_FILE,
+    IMAGE_PROCESSOR_TYPE,
     TOKENIZER_FILES,
     write_image_processor,
     write_tokenizer,
@@ -238,6 +239,10 @@ def _write_configs(folder: Path, architecture: Architecture, preprocess_cfg: dic
         image_size = to_2tuple(vision_cfg["image_size"])
         pretrained_cfg = DEFAULT_CFG | {"input_size": [3, *image_size]}
         config |= {"architecture": TWIN, "model_args": architecture.tower_arguments, "pretrained_cfg": pretrained_cfg}
+        # transformers takes the file for timm's alone by this key, counts its classes, and asks it for the processor
+        config["num_classes"] = 0
+        if (folder / IMAGE_PROCESSOR_FILE).is_file():
+            config["image_processor_type"] = IMAGE_PROCESSOR_TYPE
     if config:
         write_json(folder / CONFIG_NAME, config)
     write_json(folder / HF_CONFIG_NAME, {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg})

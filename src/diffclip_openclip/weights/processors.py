@@ -31,6 +31,9 @@ from diffclip_openclip.files import write_json
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
+# It resizes by PIL, as open_clip does. AutoImageProcessor takes a CLIPImageProcessor that resizes by torchvision, which
+# rounds grey levels in another place, also for the name CLIPImageProcessorPil.
+IMAGE_PROCESSOR_TYPE = "PilBackend"
 
 _START, _END = "<start_of_text>", "<end_of_text>"
 _PADDING = "!"  # the token of id 0, with which open_clip fills up
@@ -107,9 +110,7 @@ def write_image_processor(folder: Path) -> None:
         settings = image_processor_from_open_clip(folder).to_dict()
     except ValueError:
         return
-    # It resizes by PIL, as open_clip does. AutoImageProcessor takes a CLIPImageProcessor that resizes by torchvision,
-    # which rounds grey levels in another place, also for the name CLIPImageProcessorPil.
-    write_json(folder / IMAGE_PROCESSOR_FILE, settings | {"image_processor_type": "PilBackend"})
+    write_json(folder / IMAGE_PROCESSOR_FILE, settings | {"image_processor_type": IMAGE_PROCESSOR_TYPE})
 
 
 @lru_cache

@@ -109,7 +109,7 @@ def test_what_was_written_is_let_go_of_before_it_is_loaded_back(tmp_path, monkey
     """So that a model of 4 GB takes 4 and not 12; most tensors of the authors' files are not even copied."""
     from diffclip_openclip.weights import conversion, directory
 
-    alive, create, load = [], directory._create, conversion.load_source
+    alive, create, load = [], directory.create_mapped, conversion.load_source
 
     def watched(*arguments):
         source = load(*arguments)
@@ -122,7 +122,7 @@ def test_what_was_written_is_let_go_of_before_it_is_loaded_back(tmp_path, monkey
         return create(folder)
 
     monkeypatch.setattr(conversion, "load_source", watched)
-    monkeypatch.setattr(directory, "_create", counted)
+    monkeypatch.setattr(directory, "create_mapped", counted)
     checkpoint = save_as_published(_model(), tmp_path / "checkpoint_best.pt")
     assert main(["convert", str(checkpoint), str(tmp_path / "OUT")]) == 0
     assert same_function(load_directory(tmp_path / "OUT"), _model())

@@ -4,18 +4,20 @@ import json
 import math
 import re
 import shutil
+from dataclasses import field, make_dataclass
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import pytest
 import torch
+from open_clip.model import CLIPVisionCfg
 from PIL import Image
 from support.checkpoints import save_as_published
 from support.images import encoded
 
 from diffclip_cli.main import main
-from diffclip_openclip.weights import hub
+from diffclip_openclip.weights import foreign, hub
 from diffclip_openclip.weights.directory import read_config, tokenizer_of
 from diffclip_openclip.weights.foreign import check_preprocess_cfg, check_runs_nothing
 from diffclip_openclip.weights.loading import load_model
@@ -121,6 +123,16 @@ def test_a_directory_runs_nothing(name, altered, tmp_path, capsys):
         assert re.search(name, capsys.readouterr().err)
     assert not _ran(tmp_path)
     assert not (tmp_path / "OUT").exists()
+
+
+def test_no_arguments_are_passed_on_to_timm(altered, monkeypatch):
+    """open_clip's main branch has a field for them, and timm takes ``checkpoint_path`` among them."""
+    fields = [("timm_model_kwargs", dict, field(default_factory=dict))]
+    newer = make_dataclass("CLIPVisionCfg", fields, bases=(CLIPVisionCfg,))
+    monkeypatch.setitem(foreign._SECTIONS, "vision_cfg", newer)
+    folder = altered({"vision_cfg": {"timm_model_kwargs": {"checkpoint_path": "evil.pt"}}})
+    with pytest.raises(ValueError, match="vision_cfg has timm_model_kwargs"):
+        read_config(folder)
 
 
 def test_what_transformers_stumbles_over_is_one_line(altered, capsys):

@@ -94,6 +94,8 @@ def test_layers_are_chosen(name, layers, image, text, tmp_path):
         if match := re.match(r"(visual|text)\..*\.(\d+)\.attn\.lambda_proj", key):
             found["image" if match[1] == "visual" else "text"].append(int(match[2]))
     assert found == {"image": image, "text": text}
+    told = (f"{tower} {f'{own[0]} to 2' if own else 'none'}" for tower, own in found.items())
+    assert twin.chosen_layers() == ", ".join(told)
 
 
 @pytest.mark.parametrize("text", ["", "none", "6", "images", "6:9", ":", "image:", "image:6", "all,text"])

@@ -91,6 +91,7 @@ def test_command(tmp_path, capsys):
     assert main([*arguments, "--preprocess", "slip"]) == 0
     said = capsys.readouterr().out
     assert "DiffCLIP-V2-nano; its embeddings differ" in said
+    assert "layers that became differential: image 0 to 3, text 0 to 1" in said
     assert f"open_clip_train --model local-dir:{out}" in said
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{out}")
     assert "interpolation=bilinear" in str(preprocess)
@@ -323,7 +324,7 @@ def test_a_directory_whose_weights_have_another_of_open_clips_names(name, tmp_pa
 def test_the_source_is_let_go_of_before_its_twin_is_loaded(tmp_path, monkeypatch):
     """So that a model of 4 GB takes less than 6."""
     _, path = _write_source(tmp_path)
-    alive, skeleton_of, create = [], warm_starting.skeleton, directory._create
+    alive, skeleton_of, create = [], warm_starting.skeleton, directory.create_mapped
 
     def watched(model_cfg):
         model = skeleton_of(model_cfg)
@@ -336,5 +337,5 @@ def test_the_source_is_let_go_of_before_its_twin_is_loaded(tmp_path, monkeypatch
         return create(folder)
 
     monkeypatch.setattr(warm_starting, "skeleton", watched)
-    monkeypatch.setattr(directory, "_create", counted)
+    monkeypatch.setattr(directory, "create_mapped", counted)
     assert main(["warm-start", f"CLIP-nano-baseline,{path}", str(tmp_path / "OUT"), "--preprocess", "slip"]) == 0

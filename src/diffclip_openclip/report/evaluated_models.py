@@ -228,7 +228,8 @@ def _training_seeds(runs: Sequence[EvaluatedModel]) -> tuple[int, ...]:
 
     Results of POPE, and those of earlier versions, do not say it. Others of the same run do.
     """
-    found = [{result.content.get("training_seed") for result in run.results} - {None} for run in runs]
+    told = [[result.content.get("training_seed") for result in run.results] for run in runs]
+    found = [{seed for seed in own if seed is not None} for own in told]
     seeds = tuple(seed for own in found if len(own) == 1 for seed in own)
     return seeds if len(set(seeds)) == len(runs) else ()
 

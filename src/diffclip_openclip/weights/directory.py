@@ -7,7 +7,6 @@ Directories of earlier versions lack these two, and nothing that reads a directo
 """
 
 import hashlib
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from diffclip_openclip.models import TWIN
 from diffclip_openclip.towers.configs import DiffCLIPTextConfig
 from diffclip_openclip.towers.timm_twin import DEFAULT_CFG
 from diffclip_openclip.weights.architecture import Architecture
-from diffclip_openclip.weights.checkpoint import StateDict, read_checkpoint, save_safetensors
+from diffclip_openclip.weights.checkpoint import StateDict, save_safetensors
 from diffclip_openclip.weights.foreign import (
     HOST_ERRORS,
     check_open_clip_config,
@@ -42,7 +41,7 @@ from diffclip_openclip.weights.foreign import (
     named_timm_place,
     timm_place,
 )
-from diffclip_openclip.weights.mapped import assign
+from diffclip_openclip.weights.mapped import create_mapped
 from diffclip_openclip.weights.processors import (
     IMAGE_PROCESSOR_FILE,
     IMAGE_PROCESSOR_TYPE,
@@ -261,28 +260,6 @@ def weights_file(folder: Path) -> Path:
     )
 
 
-def _create(folder: Path) -> Any:
-    """Build the model as open_clip does, with weights that are mapped from the file.
-
-    open_clip's own loading has a model of random weights and the file in memory beside each other. It is taken for
-    towers that have values beside their weights, such as timm's Swin.
-    """
-    options = {"load_weights": False, "pretrained_text": False}
-    level = logging.getLogger().level
-    logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that there are no weights yet
-    try:
-        with torch.device("meta"):
-            model = open_clip.create_model(f"local-dir:{folder}", device="meta", force_custom_text=True, **options)
-    finally:
-        logging.getLogger().setLevel(level)
-    state_dict = read_checkpoint(folder / HF_SAFE_WEIGHTS_NAME)
-    try:
-        assign(model, lambda: model.load_state_dict(state_dict, assign=True))
-    except LookupError:
-        return open_clip.create_model(f"local-dir:{folder}")
-    return model
-
-
 def _digest(key: str, tensor: torch.Tensor) -> bytes:
     """Hash a tensor's shape, and its values as a model in float32 has them; refuse those that are not finite."""
     if not tensor.isfinite().all():
@@ -299,7 +276,7 @@ def _verified(folder: Path, state_dict: StateDict) -> Any:
     digests = {key: _digest(key, tensor) for key, tensor in state_dict.items()}
     state_dict.clear()
     try:
-        model = _create(folder).eval()
+        model = create_mapped(folder).eval()
     except HOST_ERRORS as error:  # torch's answer where keys or shapes do not fit, or to values of another type
         raise ValueError(f"the weights do not fit the architecture that they seem to have: {error}") from error
     with loading_errors("the tokenizer"):

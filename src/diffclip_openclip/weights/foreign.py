@@ -23,6 +23,8 @@ from diffclip_openclip.models import TWIN
 from diffclip_openclip.towers.timm_twin import check_arguments, check_pretrained_cfg
 
 _SECTIONS = {"text_cfg": CLIPTextCfg, "vision_cfg": CLIPVisionCfg}
+# of open_clip's main branch: passed on to timm, which takes paths of weights among its arguments
+_PASSED_TO_TIMM = {"timm_model_kwargs"}
 # of the arguments of open_clip's tokenizers, those that are not passed on to transformers
 _TOKENIZER_KWARGS = {
     *("add_bos", "add_eos", "clean", "language", "reduction_mask", "strip_sep_token"),
@@ -146,7 +148,7 @@ def check_open_clip_config(config: Any, path: object, *, beside: Any = None) -> 
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not open_clip's: {type(error).__name__} {error}") from error
     for section, known in _SECTIONS.items():
-        allowed = {field.name for field in fields(known)}
+        allowed = {field.name for field in fields(known)} - _PASSED_TO_TIMM
         if section == "text_cfg":
             kwargs = model_cfg[section].get("tokenizer_kwargs") or {}
             _check_keys(kwargs, _TOKENIZER_KWARGS, f"{path}: tokenizer_kwargs")

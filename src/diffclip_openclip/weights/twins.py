@@ -32,6 +32,9 @@ from diffclip_openclip.weights.twin_towers import (
     text_tower,
 )
 
+# a twin's tower -> what stands before the index of its layers in the state dict
+_BLOCKS = {"image": f"{TRUNK}blocks", "text": f"{TEXT_TOWER}layers"}
+
 
 class Layers(NamedTuple):
     """Say which layers become differential, as ``--layers`` does."""
@@ -68,6 +71,11 @@ class Twin(NamedTuple):
     # their number of heads
     layers: dict[str, tuple[list[int], int]]
     converted: tuple[str, ...]  # how keys of towers begin that are open_clip's own in the source and not in the twin
+
+    def chosen_layers(self) -> str:
+        """Return in words which layers of each tower become differential, counted from 0."""
+        chosen = {tower: self.layers.get(blocks, ([], 0))[0] for tower, blocks in _BLOCKS.items()}
+        return ", ".join(f"{tower} {f'{own[0]} to {own[-1]}' if own else 'none'}" for tower, own in chosen.items())
 
     def weights(self, state_dict: StateDict) -> StateDict:
         """Return the twin's weights from those of its source, a ``CustomTextCLIP``; most tensors share their memory."""
@@ -144,16 +152,16 @@ def twin_of(
     if "image" in layers.towers:
         blocks = image_blocks(model.visual)
         if indices := layers.of("image", len(blocks)):
-            chosen[f"{TRUNK}blocks"] = (indices, blocks[0].attn.num_heads)
+            chosen[_BLOCKS["image"]] = (indices, blocks[0].attn.num_heads)
             converted += ["visual."] * isinstance(model.visual, VisionTransformer)
             model_cfg["vision_cfg"], tower_arguments = image_tower(model.visual, model_cfg["vision_cfg"], indices)
     if "text" in layers.towers:
         blocks = text_blocks(model.text)
         if indices := layers.of("text", len(blocks)):
-            chosen[f"{TEXT_TOWER}layers"] = (indices, blocks[0].attn.num_heads)
+            chosen[_BLOCKS["text"]] = (indices, blocks[0].attn.num_heads)
             converted += ["text."]
             model_cfg["text_cfg"], text_config = text_tower(model.text, model_cfg, indices)
-    if size != own_size and f"{TRUNK}blocks" not in chosen and isinstance(model.visual, TimmModel):
+    if size != own_size and _BLOCKS["image"] not in chosen and isinstance(model.visual, TimmModel):
         raise ValueError(
             f"its image tower is timm's for {own_size} pixels; it keeps the size {size} only with layers of its own "
             "among those of --layers"

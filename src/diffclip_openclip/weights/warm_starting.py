@@ -114,6 +114,7 @@ def warm_start(
     name = twin.architecture.name or f"the twin of {spec}"
     return [
         f"{out} is {name}; its embeddings differ from {src}'s by {differences[0]:.1e} in float32",
+        f"layers that became differential: {twin.chosen_layers()}",
         f"train on with: open_clip_train --model local-dir:{out.resolve()}",
     ]
 

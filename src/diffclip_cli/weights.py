@@ -23,7 +23,7 @@ examples:
   diffclip warm-start ViT-B-32-quickgelu,openai OUT
   diffclip warm-start ViT-B-32,path/to/epoch_30.pt OUT
   diffclip warm-start ViT-SO400M-14-SigLIP2,webli OUT --layers image
-  diffclip warm-start ViT-L-14,openai OUT --layers 12: --force-image-size 336
+  diffclip warm-start ViT-L-14,openai OUT --layers image:12: --force-image-size 336
   open_clip_train --model local-dir:OUT ...              then train on
 {MODEL_GRAMMAR}"""
 _PUSH = """\

@@ -71,8 +71,10 @@ def test_a_wrong_gradient_is_seen(linear):
     logits, pixels, _ = linear
     label = torch.tensor([0])
     assert max(gradient_errors(logits, pixels[:1], label, 0)) < 1e-8
-    # the gradient does not pass through half of the pixels
-    broken = lambda at: logits(torch.cat([at[:, :, :2], at[:, :, 2:].detach()], dim=2))  # noqa: E731
+
+    def broken(at):  # the gradient does not pass through half of the pixels
+        return logits(torch.cat([at[:, :, :2], at[:, :, 2:].detach()], dim=2))
+
     assert max(gradient_errors(broken, pixels[:1], label, 0)) > 0.1
 
 
@@ -80,8 +82,10 @@ def test_the_attack_is_shown_to_one_model_of_each_group():
     def group(name, seeds):
         return [Victim(name, seed, None, None) for seed in range(seeds)]
 
+    def names(victim):
+        return [(other.group, other.seed) for other in partners(victim, groups)]
+
     groups = {"A": group("A", 3), "B": group("B", 3), "C": group("C", 1)}
-    names = lambda victim: [(other.group, other.seed) for other in partners(victim, groups)]  # noqa: E731
     assert names(groups["A"][1]) == [("A", 2), ("B", 1), ("C", 0)]
     assert names(groups["A"][2]) == [("A", 0), ("B", 2), ("C", 0)]
     assert names(groups["C"][0]) == [("A", 0), ("B", 0)]

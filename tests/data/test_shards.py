@@ -23,7 +23,10 @@ def _read(path, *fields, samples=None):
 
 def _batches(paths, workers=0):
     shards = [Shard(str(path)) for path in paths]
-    as_tensor = lambda image: torch.from_numpy(np.asarray(image).copy())  # noqa: E731
+
+    def as_tensor(image):
+        return torch.from_numpy(np.asarray(image).copy())
+
     return list(batches(shards, ["cls"], as_tensor, batch_size=2, workers=workers, pin_memory=False))
 
 

@@ -32,9 +32,9 @@ from diffclip_openclip.files import Folder, check_place, staged
 SHARD_SIZE = 1000  # samples; readers decode shards in parallel
 # The names of at most 10,000 shards, as patterns of fnmatch.
 _SHARDS = ("[0-9].tar", "[1-9][0-9].tar", "[1-9][0-9][0-9].tar", "[1-9][0-9][0-9][0-9].tar")
-# The text file of a set of images with captions.
-# line i is the source's name for class i, where class names do not tell it; read here alone
+# Line i is the source's name for class i, where class names do not tell it; read here alone.
 CLASS_FOLDERS = "classfolders.txt"
+# The text file of a set of images with captions.
 RETRIEVAL_METADATA = {TYPE: f"{RETRIEVAL}\n"}
 _SPLIT = Folder("a split of a data set", (SHARD_COUNT, SAMPLE_COUNTS, *_SHARDS), mark=SHARD_COUNT)
 

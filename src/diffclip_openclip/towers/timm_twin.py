@@ -16,7 +16,13 @@ from timm.models import VisionTransformer, generate_default_cfgs, is_model, mode
 
 from diffclip_openclip.models import TWIN
 from diffclip_openclip.towers.blocks import PlainAttention
-from diffclip_openclip.towers.timm_vit import Block, TimmDifferentialAttentionV2, build_vit, check_name_is_free
+from diffclip_openclip.towers.timm_vit import (
+    DEFAULT_CFG,
+    Block,
+    TimmDifferentialAttentionV2,
+    build_vit,
+    check_name_is_free,
+)
 
 __all__: list[str] = []  # timm's register_model appends the name
 _LARGEST = 1 << 16
@@ -121,15 +127,7 @@ def _block(*, layers: list[int] | None, depth: int, attn_layer: Any, **kwargs: A
     return Block(depth=depth, attn_layer=attn_layer if layers is None or depth in layers else PlainAttention, **kwargs)
 
 
-# of config.json, which timm reads where the name is a place; what is not in it is this
-DEFAULT_CFG = {
-    "num_classes": 0,
-    "pool_size": None,
-    "crop_pct": 1.0,
-    "fixed_input_size": True,
-    "first_conv": "patch_embed.proj",
-    "classifier": "head",
-}
+# timm takes from it what the config.json does not say, where the name is a place
 default_cfgs = generate_default_cfgs({TWIN: DEFAULT_CFG})
 check_name_is_free(TWIN, __name__)
 _entrypoint.__name__ = _entrypoint.__qualname__ = TWIN

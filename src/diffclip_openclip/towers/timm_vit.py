@@ -4,9 +4,9 @@ The towers are stock ``timm.models.VisionTransformer`` objects built through its
 arguments, so everything that timm does with a ViT works on them. All have a class token and a learned position
 embedding. DiffCLIP's follow the authors' image tower (paper, section 4.1): no pre-norm, LayerNorm eps 1e-5, GELU. Those
 with version 2 attention are in everything else timm's ViT (``vit_*``: no pre-norm, eps 1e-6) or timm's OpenAI tower
-(``vit_*_clip_*``: pre-norm, eps 1e-5), so that they can start from a plain tower's weights. Two plain
-towers are controls in comparisons: ``gated`` has timm's sigmoid gate on the attention's output (arXiv 2505.06708),
-``half_heads`` as many heads as DiffCLIP's has pairs.
+(``vit_*_clip_*``: pre-norm, eps 1e-5), so that they can start from a plain tower's weights. Two plain towers are
+controls in comparisons: ``gated`` has timm's sigmoid gate on the attention's output (arXiv 2505.06708), ``half_heads``
+as many heads as DiffCLIP's has pairs.
 """
 
 from functools import partial
@@ -111,19 +111,21 @@ _BUILDS = {
 }
 
 
+# What timm is told of any of our towers.
+DEFAULT_CFG = {
+    "num_classes": 0,
+    "pool_size": None,
+    "crop_pct": 1.0,
+    "fixed_input_size": True,
+    "first_conv": "patch_embed.proj",
+    "classifier": "head",
+}
+
+
 def _default_cfg(tower: Tower) -> dict[str, Any] | PretrainedCfg:
     image_size = SIZES[tower.size].image_size
-    return {
-        "input_size": (3, image_size, image_size),
-        "num_classes": 0,
-        "pool_size": None,
-        "crop_pct": 1.0,
-        "fixed_input_size": True,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-        "license": "mit",
-        **_BUILDS[tower.kind].preprocessing,
-    }
+    own = {"input_size": (3, image_size, image_size), "license": "mit"}
+    return DEFAULT_CFG | own | _BUILDS[tower.kind].preprocessing
 
 
 def build_vit(name: str, pretrained: bool, **kwargs: Any) -> VisionTransformer:

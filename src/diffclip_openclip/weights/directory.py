@@ -29,7 +29,7 @@ from transformers.utils import CONFIG_NAME
 from diffclip_openclip.files import Folder, check_place, read_json, staged, write_json
 from diffclip_openclip.models import TWIN
 from diffclip_openclip.towers.configs import DiffCLIPTextConfig
-from diffclip_openclip.towers.timm_twin import DEFAULT_CFG
+from diffclip_openclip.towers.timm_vit import DEFAULT_CFG
 from diffclip_openclip.weights.architecture import Architecture
 from diffclip_openclip.weights.checkpoint import StateDict, save_safetensors
 from diffclip_openclip.weights.foreign import (

@@ -142,6 +142,12 @@ def test_image_sizes_that_no_model_has_are_refused(size, tmp_path, capsys):
     assert f"--force-image-size is {size}; it must be" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["ViT-L-14,openai", "ViT-B-16-SigLIP,webli"])
+def test_images_smaller_than_a_patch_are_refused_without_weights(name, tmp_path, capsys):
+    assert main(["warm-start", name, str(tmp_path / "OUT"), "--force-image-size", "8"]) == 2
+    assert "pixels; 8 is less than one" in capsys.readouterr().err
+
+
 def test_a_run_with_other_sizes(tmp_path, monkeypatch):
     """params.txt says to which sizes the trainer was told to make the model."""
     model_cfg = small("ViT-B-32", vocab_size=49408)

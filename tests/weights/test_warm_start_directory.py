@@ -183,6 +183,12 @@ def test_what_timm_would_take_from_a_foreign_config_is_refused(more, message, wr
         check_open_clip_config(config, "PATH", beside=beside | more)
 
 
+@pytest.mark.parametrize("base", ["resnet18", "mixer_s32_224"])
+def test_a_base_that_is_no_vit_is_refused(base):
+    with pytest.raises(ValueError, match=f"base is '{base}'.* must be one of timm's VisionTransformer"):
+        timm.create_model("vit_diffclip_v2", base=base)
+
+
 def _portable(folder: Path) -> None:
     """Name timm's own ViT in place of the small one, which only this process knows."""
     config = json.loads((folder / "config.json").read_text())

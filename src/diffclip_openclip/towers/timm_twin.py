@@ -115,11 +115,15 @@ def _entrypoint(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     if (eps := kwargs.pop("norm_eps", None)) is not None:
         kwargs["norm_layer"] = partial(LayerNorm, eps=eps)
     kwargs |= {"block_fn": partial(_block, layers=own.get("layers")), "attn_layer": TimmDifferentialAttentionV2}
-    vit = (
-        model_entrypoint(own["base"])(pretrained, **kwargs) if "base" in own else build_vit(TWIN, pretrained, **kwargs)
-    )
+    if "base" not in own:
+        return build_vit(TWIN, pretrained, **kwargs)
+    refusal = f"base is {own['base']!r}; it must be one of timm's VisionTransformer"
+    try:
+        vit = model_entrypoint(own["base"])(pretrained, **kwargs)
+    except TypeError as error:  # other models take no blocks
+        raise ValueError(f"{refusal}: {error}") from error
     if not isinstance(vit, VisionTransformer):
-        raise ValueError(f"base is {own['base']!r}, a {type(vit).__name__}; it must be one of timm's VisionTransformer")
+        raise ValueError(f"{refusal}, not a {type(vit).__name__}")
     return vit
 
 

@@ -128,6 +128,14 @@ def _native_arguments(visual: VisionTransformer) -> dict[str, Any]:
     return arguments
 
 
+def check_image_size(visual: Any, size: Any) -> None:
+    """Refuse images, of ``size`` pixels, that are smaller than a patch of the tower, if it has patches."""
+    patches = getattr(visual.trunk, "patch_embed", None) if isinstance(visual, TimmModel) else visual
+    patch = one_size(getattr(patches, "patch_size", 1))
+    if any(pixels < least for pixels, least in zip(to_2tuple(size), to_2tuple(patch), strict=True)):
+        raise ValueError(f"its image tower has patches of {patch} pixels; {size} is less than one")
+
+
 def one_size(size: Any) -> int | list[int]:
     """Return a square's size as one number."""
     height, width = to_2tuple(size)

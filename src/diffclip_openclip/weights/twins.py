@@ -25,6 +25,7 @@ from diffclip_openclip.weights.foreign import loading_errors
 from diffclip_openclip.weights.layouts import from_openai
 from diffclip_openclip.weights.twin_towers import (
     SUPPORTED,
+    check_image_size,
     image_blocks,
     image_tower,
     one_size,
@@ -79,7 +80,7 @@ class Twin(NamedTuple):
 
     def weights(self, state_dict: StateDict) -> StateDict:
         """Return the twin's weights from those of its source, a ``CustomTextCLIP``; most tensors share their memory."""
-        theirs = {key: tensor for key, tensor in state_dict.items() if key.startswith(self.converted or "!")}
+        theirs = {key: tensor for key, tensor in state_dict.items() if key.startswith(self.converted)}
         twin = {key: tensor for key, tensor in state_dict.items() if key not in theirs}
         twin |= from_openai(theirs, copy=False)
         patches = f"{TRUNK}patch_embed.proj"
@@ -147,6 +148,7 @@ def twin_of(
     model_cfg, text_config, tower_arguments = deepcopy(source.model_cfg), source.text_config, source.tower_arguments
     own_size = one_size(model_cfg["vision_cfg"].get("image_size", 224))
     size = model_cfg["vision_cfg"]["image_size"] = image_size or one_size(model.visual.image_size)
+    check_image_size(model.visual, size)
     chosen: dict[str, tuple[list[int], int]] = {}
     converted = []
     if "image" in layers.towers:

@@ -20,7 +20,7 @@
 #   IMAGENET  ImageNet's validation set in clip_benchmark's layout: diffclip data folder imagenet1k (docs/data.md)
 #   VOC       VOCdevkit/VOC2012; ADE20K: ADEChallengeData2016 (segmentation_data.py says where the archives are)
 #   OUT       where everything is written (runs/paper-models); a stage that is done is not repeated, so a run that was
-#             stopped goes on. Remove a stage's files to repeat it.
+#             stopped goes on. Remove a stage's files to repeat it, and take another OUT for other models.
 #   DEVICE, BATCH_SIZE, NUM_IMAGES    cuda, 64, 1000 (images of sinks and attack)
 #
 # Tested on nano models and small data of the same formats (tests/benchmarks/test_paper_models.py). It has not been run
@@ -29,8 +29,9 @@ set -euo pipefail
 
 HERE=$(dirname "${BASH_SOURCE[0]}")
 STAGES=(models pictures score sinks attack voc ade20k)
-: "${OUT:=runs/paper-models}" "${DIFFCLIP:=hf://hammh0a/DiffCLIP_ViTB16_CC12M}"
-: "${CLIP:=}" "${PHOTOS:=}" "${IMAGENET:=}" "${VOC:=}" "${ADE20K:=}"
+AUTHORS=hf://hammh0a/DiffCLIP_ViTB16_CC12M
+: "${OUT:=runs/paper-models}" "${CLIP:=}" "${DIFFCLIP:=}"
+: "${PHOTOS:=}" "${IMAGENET:=}" "${VOC:=}" "${ADE20K:=}"
 : "${DEVICE:=cuda}" "${BATCH_SIZE:=64}" "${NUM_IMAGES:=1000}" "${PYTHON:=python3}"
 
 fail() {
@@ -55,7 +56,7 @@ check() {
     case $1 in
     models)
         [[ -n $CLIP || -d $OUT/CLIP ]] ||
-            fail "set CLIP: the authors' CLIP trained on CC12M, a checkpoint or hf://OWNER/REPO beside $DIFFCLIP"
+            fail "set CLIP: the authors' CLIP trained on CC12M, a checkpoint or hf://OWNER/REPO beside ${DIFFCLIP:-$AUTHORS}"
         ;;
     pictures)
         need PHOTOS . "a folder of pictures, NAME.jpg each with a text to look for in each line of NAME.txt"
@@ -78,7 +79,15 @@ http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
 
 # Converts a source unless that was done; the directory comes to be as a whole.
 convert() {
-    [[ -d $OUT/$1 ]] || run diffclip convert "$2" "$OUT/$1"
+    [[ -d $OUT/$1 ]] && return
+    echo "$2" >"$OUT/$1.source"
+    run diffclip convert "$2" "$OUT/$1"
+}
+
+# Refuses to go on with a model of another source, whose figures would be mixed up with those that are there.
+check_source() {
+    [[ -z $2 || ! -d $OUT/$1 || ! -e $OUT/$1.source || $2 == "$(<"$OUT/$1.source")" ]] ||
+        fail "$OUT/$1 was made of $(<"$OUT/$1.source"), not of $2: set another OUT"
 }
 
 # Runs a benchmark that writes FILE.json, then FILE.png, unless both are there.
@@ -125,7 +134,7 @@ stage() {
     case $1 in
     models)
         convert CLIP "$CLIP"
-        convert DiffCLIP "$DIFFCLIP"
+        convert DiffCLIP "${DIFFCLIP:-$AUTHORS}"
         ;;
     pictures) pictures ;;
     score) score ;;
@@ -139,6 +148,8 @@ stage() {
 main() {
     local wanted=("$@") name
     ((${#wanted[@]})) || wanted=("${STAGES[@]}")
+    check_source CLIP "$CLIP"
+    check_source DiffCLIP "$DIFFCLIP"
     for name in "${wanted[@]}"; do
         [[ " ${STAGES[*]} " == *" $name "* ]] || fail "there is no stage $name; there are: ${STAGES[*]}"
         check "$name" # all of them first, before hours of work

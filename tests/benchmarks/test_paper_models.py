@@ -83,5 +83,15 @@ def test_what_is_missing_is_told_before_anything_is_done(data, tmp_path):
     assert f"there is no stage sink; there are: {' '.join(STAGES)}" in done.stderr
 
 
+def test_figures_of_two_sources_are_not_mixed(data, tmp_path):
+    (tmp_path / "out" / "CLIP").mkdir(parents=True)
+    (tmp_path / "out" / "CLIP.source").write_text("other.pt\n")
+    done = _run(tmp_path, "sinks", **data)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "out/CLIP was made of other.pt, not of clip.pt: set another OUT" in done.stderr
+    done = _run(tmp_path, "sinks", **data | {"CLIP": "other.pt"})
+    assert "there are no models in out yet" in done.stderr
+
+
 def test_shellcheck():
     run_host([script("shellcheck"), str(SCRIPT)], REPOSITORY)

@@ -24,7 +24,7 @@ from diffclip_openclip.report.table_formats import markdown
 from diffclip_openclip.report.table_layouts import other_layout
 from diffclip_openclip.report.tables import Table, make_tables
 from diffclip_openclip.report.training_runs import make_runs_table
-from diffclip_openclip.report.uncertainty import LEVEL, holm, runs_interval
+from diffclip_openclip.report.uncertainty import LEVEL, holm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECORD = REPOSITORY / "benchmarks" / "results" / "emoji-comparison.json"
@@ -34,7 +34,8 @@ BEGIN, END = "<!-- examples/emoji/record.py writes from here -->", "<!-- to here
 MAIN_SCORE = "zero_shot_own/unseen-vendor"  # which was chosen before any result: what the quick start shows first
 
 _CAPTION = (
-    "Top-1 on the unseen vendor, with 95 % intervals over {} seeds; and over the epochs, where they were evaluated"
+    "Top-1 on the unseen vendor by epoch, means of {0} seeds; and the last epoch's difference to the same seed's "
+    "baseline, with 95 % intervals over {0} seeds"
 )
 
 Comparison = dict[str, Any]  # "baseline", "models", "scores", "curves", "seconds"; each by title, values by seed
@@ -133,12 +134,17 @@ def block(record: dict[str, Any]) -> str:
 
 def _training(record: dict[str, Any]) -> str:
     """Say what was trained, and how long it took."""
-    continued = f", {record['continued_epochs']} when continued" if len(record["comparisons"]) > 1 else ""
-    facts = [f"{record['epochs']} epochs{continued}", f"{len(record['seeds'])} seeds", f"commit {record['commit']}"]
-    seconds = [value for comparison in record["comparisons"] for own in comparison["seconds"].values() for value in own]
-    if seconds := [value for value in seconds if value is not None]:
-        facts.append(f"wall time of a run {min(seconds) / 60:.0f} to {max(seconds) / 60:.0f} minutes")
-    return f"Trained: {'; '.join([*facts, *record.get('notes', [])])}."
+    scratch, continued = (_median_minutes(comparison) for comparison in record["comparisons"])
+    seeds = len(record["seeds"])
+    return (
+        f"Trained: {record['epochs']} epochs, {record['continued_epochs']} when continued; {seeds} seeds; "
+        f"commit {record['commit']}; a run took {scratch} minutes, {continued} when continued (medians)."
+    )
+
+
+def _median_minutes(comparison: Comparison) -> str:
+    known = [seconds for own in comparison["seconds"].values() for seconds in own if seconds is not None]
+    return f"{statistics.median(known) / 60:.1f}" if known else "an unknown number of"
 
 
 def block_of(page: str) -> str:
@@ -160,17 +166,19 @@ def _summary(comparison: Comparison, entries: list[Entry], seeds: list[int]) -> 
     """Say which differences are beyond noise, and how often a model is above the baseline with the same seed."""
     baseline, titles = comparison["baseline"], [entry.name for entry in entries[1:]]
     words = {column.key: block.title for block in other_layout(comparison["scores"]).blocks for column in block.columns}
-    beyond = []
+    beyond: dict[str, list[str]] = {}  # by model and direction, the scores
     for key, name in words.items():
-        found = {entry.name: certainty.p for entry in entries[1:] if (certainty := entry.certainty(key))}
-        for title, p in zip(found, holm(list(found.values())), strict=True):
+        found = [(entry, certainty.p) for entry in entries[1:] if (certainty := entry.certainty(key))]
+        for (entry, _), p in zip(found, holm([p for _, p in found]), strict=True):
             if p < LEVEL:
-                beyond.append(f"{title} in {name}")
-    count = len(words) * len(titles)
-    named = f": {'; '.join(beyond)}" if beyond else ""
+                direction = "above" if (entry.difference(key) or 0) > 0 else "below"
+                beyond.setdefault(f"{entry.name} is {direction} it", []).append(name)
+    count, clear = len(words) * len(titles), sum(map(len, beyond.values()))
+    named = "".join(f"\n- {what} in {len(names)}: {'; '.join(names)}" for what, names in sorted(beyond.items()))
     pairs = [f"{title} in {sum(_above(comparison, title, key) for key in words)}" for title in titles]
     return (
-        f"Corrected within each score, {len(beyond)} of the {count} differences to {baseline} are beyond noise{named}. "
+        f"Corrected within each score, {clear} of the {count} differences to {baseline} are beyond noise"
+        f"{':' if named else '.'}{named}\n\n"
         f"Of the {len(words) * len(seeds)} pairs of a score and a seed, a model is above {baseline} so often: "
         f"{', '.join(pairs)}."
     )
@@ -185,7 +193,7 @@ def _above(comparison: Comparison, title: str, key: str) -> int:
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
-    """Draw the curves over training, and behind them the intervals of the last checkpoints, of the main score."""
+    """Draw the main score over training, and beside it the last checkpoints' differences to their baseline."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -210,14 +218,14 @@ def draw(record: dict[str, Any], path: Path) -> None:
                 epochs = [start + int(epoch) for epoch in curve]
                 for axis in left:
                     axis.plot(epochs, [statistics.mean(values) for values in curve.values()], **look, linewidth=1.1)
-                score = entry.scores[MAIN_SCORE]
-                interval = runs_interval(score.runs)
-                error = [[score.value - interval.low], [interval.high - score.value]]
-                right.errorbar([score.value], [row], xerr=error, ecolor="black", elinewidth=0.7, capsize=1.5, **look)
+                difference, certainty = entry.difference(MAIN_SCORE) or 0.0, entry.certainty(MAIN_SCORE)
+                error = [certainty.half] if certainty else None
+                right.errorbar([difference], [row], xerr=error, ecolor="black", elinewidth=0.7, capsize=1.5, **look)
                 row += 1
         right.set_yticks(range(len(names)), names)
         right.invert_yaxis()
-        right.set_xlabel(f"unseen vendor, top-1, percent; 95 % over {len(record['seeds'])} seeds")
+        right.axvline(0, color="black", linewidth=0.6)
+        right.set_xlabel("difference to the baseline, points; 95 %")
         for axis in left:
             axis.set_xlabel("epochs, those of the start included")
             axis.set_ylabel("unseen vendor, top-1, percent")

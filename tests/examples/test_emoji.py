@@ -412,7 +412,7 @@ def test_the_record_of_a_comparison(tmp_path):
     second["seconds"]["CLIP, continued"][0] = None  # an attempt was killed
     said = record.block(found)
     assert "Trained: 4 epochs, 4 when continued; 3 seeds; commit " in said
-    assert "; wall time of a run 1 to 1 minutes." in said
+    assert "; a run took 1.0 minutes, 1.0 when continued (medians)." in said
     assert "| unseen-vendor: zero-shot top-1 | 4.3 ±0.6 | 5.3 ±0.6 (+1.0 ns) |" in said
     assert "a model is above CLIP so often: CLIP, gated in 3," in said
     assert "differences to CLIP, continued are beyond noise" in said

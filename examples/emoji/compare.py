@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
@@ -41,7 +41,7 @@ class Arm(NamedTuple):
 
 
 CURVE = "unseen-vendor"  # the split by which checkpoints in between are scored
-BASELINE = "baseline"
+BASELINE, CONTINUED = "baseline", "continued"  # with which the others are compared
 # name of its runs -> arm
 ARMS = {
     BASELINE: Arm("CLIP", "CLIP-nano-baseline"),
@@ -51,7 +51,7 @@ ARMS = {
     "dynamic": Arm("DiffCLIP*", "DiffCLIP-nano-dynamic"),
     "vision": Arm("DiffCLIP†", "DiffCLIP-nano-vision"),
     "v2": Arm("V2", "DiffCLIP-V2-nano"),
-    "continued": Arm("CLIP, continued", "CLIP-nano-baseline", is_continued=True),
+    CONTINUED: Arm("CLIP, continued", "CLIP-nano-baseline", is_continued=True),
     "warm-v2": Arm("V2, warm-started", "DiffCLIP-V2-nano", is_continued=True, is_warm_started=True),
 }
 
@@ -59,9 +59,18 @@ ARMS = {
 class Comparison:
     """Hold the folders and settings of a comparison, and the processes that it has running."""
 
-    def __init__(self, output: Path, epochs: int, continued_epochs: int, points: int, flags: list[str]) -> None:
+    def __init__(
+        self,
+        output: Path,
+        epochs: int,
+        continued_epochs: int,
+        points: int,
+        flags: list[str],
+        arms: Collection[str] = tuple(ARMS),
+    ) -> None:
         self.output, self.epochs, self.continued_epochs = output.resolve(), epochs, continued_epochs
         self.points, self.flags = points, flags
+        self.arms = [name for name in ARMS if name in arms]
         self._running: set[subprocess.Popen[bytes]] = set()
         self._is_stopped = threading.Event()
 
@@ -133,7 +142,7 @@ class Comparison:
         folder = self.output / "runs" / f"seed{seed}"
         folder.mkdir(exist_ok=True)
         with _locked(folder) as lock:
-            if (folder / "done").exists():
+            if self.is_complete(seed):
                 return
             for results, names in self.results().items():
                 command = ["diffclip", "evaluate", "--data", str(DATA / "eval"), "--output", str(results)]
@@ -144,28 +153,33 @@ class Comparison:
                     last += ["--model", f"{ARMS[name].model},{self.checkpoint(seed, name)}"]
                 self._run(curves, folder, lock)
                 self._run(last, folder, lock)
-            for name in ARMS:
+            for name in self.arms:
                 kept = self.checkpoint(seed, name)
                 for other in kept.parent.glob("*.pt"):
                     if other != kept:
                         other.unlink()
-            (folder / "done").touch()
+            _write(folder / "done", sorted({*self.arms, *self._evaluated(seed)}))
 
     def results(self) -> dict[Path, list[str]]:
         """Return the folders of results with the runs in them: the continued ones have a baseline of their own."""
-        return {
-            self.output / f"results{ending}": [name for name, arm in ARMS.items() if arm.is_continued == is_continued]
+        found = {
+            self.output / f"results{ending}": [name for name in self.arms if ARMS[name].is_continued == is_continued]
             for ending, is_continued in (("", False), ("-continued", True))
         }
+        return {folder: names for folder, names in found.items() if names}
 
     @staticmethod
     def groups(names: list[str], seeds: list[int]) -> list[str]:
         """Return the report's groups: a model's runs with these seeds."""
         return [f"{ARMS[name].title}=* seed{seed}-{name} epoch_*" for name in names for seed in seeds]
 
-    def complete(self, seeds: list[int]) -> list[int]:
-        """Return the seeds that are trained and evaluated."""
-        return [seed for seed in seeds if (self.output / "runs" / f"seed{seed}" / "done").exists()]
+    def is_complete(self, seed: int) -> bool:
+        """Tell whether a seed is trained and evaluated in all arms."""
+        return self._evaluated(seed) >= set(self.arms)
+
+    def _evaluated(self, seed: int) -> set[str]:
+        done = self.output / "runs" / f"seed{seed}" / "done"
+        return set(json.loads(done.read_text())) if done.exists() else set()
 
     # processes
 
@@ -216,7 +230,7 @@ def start_all(comparison: Comparison, seeds: list[int], jobs: int) -> None:
         RuntimeError: a process failed; the others are ended.
     """
     futures: list[Future[None]] = []
-    with tqdm(total=len(seeds) * (len(ARMS) + 1), unit="run") as bar, ThreadPoolExecutor(jobs) as pool:
+    with tqdm(total=len(seeds) * (len(comparison.arms) + 1), unit="run") as bar, ThreadPoolExecutor(jobs) as pool:
 
         def add(work: Callable[[], None], name: str, needed: Iterable[Future[None]] = ()) -> Future[None]:
             futures.append(pool.submit(_work, work, list(needed), lambda: _show(bar, name)))
@@ -224,8 +238,8 @@ def start_all(comparison: Comparison, seeds: list[int], jobs: int) -> None:
 
         for seed in seeds:
             runs: dict[str, Future[None]] = {}
-            for name, arm in ARMS.items():
-                needed = [runs[BASELINE]] if arm.is_continued else []
+            for name in comparison.arms:
+                needed = [runs[BASELINE]] if ARMS[name].is_continued else []
                 runs[name] = add(partial(comparison.train, seed, name), f"seed {seed} {name}", needed)
             add(partial(comparison.evaluate, seed), f"seed {seed}", runs.values())
         try:
@@ -252,16 +266,32 @@ def _show(bar: Any, name: str) -> None:
 
 def report(comparison: Comparison, seeds: list[int]) -> None:
     """Compare the models over the seeds that are complete."""
-    for (results, names), folder in zip(comparison.results().items(), ("report", "report-continued"), strict=True):
-        command = ["diffclip", "report", str(results), "--output", str(comparison.output / folder), "--overwrite"]
+    for results, names in comparison.results().items():
+        folder = results.with_name(results.name.replace("results", "report"))
+        command = ["diffclip", "report", str(results), "--output", str(folder), "--overwrite"]
         command += ["--baseline", ARMS[names[0]].title]
         command += [part for group in comparison.groups(names, seeds) for part in ("--group", group)]
         run(command)
 
 
+def check_arms(parser: argparse.ArgumentParser, arms: Collection[str]) -> None:
+    """Refuse arms without those that they start from or are compared with."""
+    needed = {BASELINE} | ({CONTINUED} if any(ARMS[name].is_continued for name in arms) else set())
+    if missing := needed - set(arms):
+        parser.error(f"--arms lacks {', '.join(sorted(missing))}, with which the others are compared")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="at least two; default: 0 to 4")
+    parser.add_argument(
+        "--arms",
+        nargs="+",
+        choices=ARMS,
+        default=list(ARMS),
+        metavar="ARM",
+        help=f"models to compare, of {', '.join(ARMS)}; default: all. More may follow later in the same OUTPUT",
+    )
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="default: %(default)s, the quick start's")
     parser.add_argument("--continued-epochs", type=int, help="from the trained baseline on; default: half of --epochs")
     parser.add_argument("--points", type=int, default=6, help="checkpoints that are evaluated; default: %(default)s")
@@ -273,9 +303,10 @@ def main() -> None:
     if len(args.seeds) < 2:
         parser.error(f"--seeds has {len(args.seeds)}; a spread needs at least two")
 
+    check_arms(parser, args.arms)
     prepare_environment()
     continued_epochs = args.continued_epochs or -(-args.epochs // 2)
-    comparison = Comparison(args.output, args.epochs, continued_epochs, args.points, args.trainer)
+    comparison = Comparison(args.output, args.epochs, continued_epochs, args.points, args.trainer, args.arms)
     comparison.check_settings()
     if not args.report_only:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -286,7 +317,7 @@ def main() -> None:
             sys.exit("interrupted; the same command goes on")
         except RuntimeError as error:
             sys.exit(str(error))
-    complete = comparison.complete(args.seeds)
+    complete = [seed for seed in args.seeds if comparison.is_complete(seed)]
     if len(complete) < 2:
         sys.exit(f"complete are {len(complete)} seeds; a comparison needs at least two")
     report(comparison, complete)

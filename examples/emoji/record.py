@@ -11,8 +11,11 @@ import json
 import re
 import statistics
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+
+import compare
 
 from diffclip_openclip.models import MODELS
 from diffclip_openclip.report.comparison import OTHER, Entry
@@ -44,9 +47,12 @@ Comparison = dict[str, Any]  # "baseline", "models", "scores", "curves", "second
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="the folder that compare.py wrote")
+    parser.add_argument(
+        "--arms", nargs="+", choices=compare.ARMS, default=list(compare.ARMS), metavar="ARM", help="default: all"
+    )
     parser.add_argument("--commit", help="of the code that trained; default: the one that is checked out")
     args = parser.parse_args()
-    record = collect(args.output, args.commit)
+    record = collect(args.output, args.commit, args.arms)
     RECORD.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     page = PAGE.read_text(encoding="utf-8")
     PAGE.write_text(page.replace(block_of(page), block(record)), encoding="utf-8")
@@ -57,14 +63,13 @@ def main() -> None:
 # from the results to the record
 
 
-def collect(output: Path, commit: str | None = None) -> dict[str, Any]:
-    """Read what compare.py made of the complete seeds."""
-    from compare import ARMS, Comparison
-
+def collect(output: Path, commit: str | None = None, arms: Collection[str] = tuple(compare.ARMS)) -> dict[str, Any]:
+    """Read what compare.py made of the seeds that are complete in these arms."""
     settings = json.loads((output / "settings.json").read_text())
     known = ("epochs", "continued_epochs", "points", "flags")
-    comparison = Comparison(output, **{key: settings[key] for key in known})
-    seeds = sorted(int(path.parent.name[4:]) for path in output.glob("runs/seed*/done") if "-" not in path.parent.name)
+    comparison = compare.Comparison(output, **{key: settings[key] for key in known}, arms=arms)
+    evaluated = {path.parent.name for path in output.glob("runs/seed*/done")}
+    seeds = sorted(seed for name in evaluated if "-" not in name if comparison.is_complete(seed := int(name[4:])))
     head = ["git", "rev-parse", "--short", "HEAD"]
     commit = commit or subprocess.run(head, cwd=REPOSITORY, capture_output=True, text=True).stdout.strip()
     comparisons = []
@@ -72,7 +77,7 @@ def collect(output: Path, commit: str | None = None) -> dict[str, Any]:
         groups = comparison.groups(names, seeds)
         every = read_models(results)
         last = {model.name: model for model in group_runs(last_checkpoints(every, ()), groups)}
-        titles = [ARMS[name].title for name in names]
+        titles = [compare.ARMS[name].title for name in names]
         scores: dict[str, dict[str, list[float]]] = {}
         for title in titles:
             for key, score in last[title].scores.items():
@@ -83,10 +88,10 @@ def collect(output: Path, commit: str | None = None) -> dict[str, Any]:
             if title in curves and MAIN_SCORE in entry.scores:
                 curves[title][str(entry.epoch)] = _by_seed(entry.scores[MAIN_SCORE])
         seconds = {
-            ARMS[name].title: [_seconds(comparison.folder(seed, name) / "seconds.json") for seed in seeds]
+            compare.ARMS[name].title: [_seconds(comparison.folder(seed, name) / "seconds.json") for seed in seeds]
             for name in names
         }
-        models = {ARMS[name].title: ARMS[name].model for name in names}
+        models = {compare.ARMS[name].title: compare.ARMS[name].model for name in names}
         found = {"baseline": titles[0], "models": models, "scores": scores, "curves": curves, "seconds": seconds}
         comparisons.append(found)
     return {"commit": commit, **settings, "seeds": seeds, "comparisons": comparisons}
@@ -134,12 +139,12 @@ def block(record: dict[str, Any]) -> str:
 
 def _training(record: dict[str, Any]) -> str:
     """Say what was trained, and how long it took."""
-    scratch, continued = (_median_minutes(comparison) for comparison in record["comparisons"])
-    seeds = len(record["seeds"])
-    return (
-        f"Trained: {record['epochs']} epochs, {record['continued_epochs']} when continued; {seeds} seeds; "
-        f"commit {record['commit']}; a run took {scratch} minutes, {continued} when continued (medians)."
-    )
+    epochs, minutes = f"{record['epochs']} epochs", [_median_minutes(own) for own in record["comparisons"]]
+    took = f"a run took {minutes[0]} minutes"
+    if len(minutes) > 1:
+        epochs += f", {record['continued_epochs']} when continued"
+        took += f", {minutes[1]} when continued"
+    return f"Trained: {epochs}; {len(record['seeds'])} seeds; commit {record['commit']}; {took} (medians)."
 
 
 def _median_minutes(comparison: Comparison) -> str:

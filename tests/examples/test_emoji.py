@@ -259,6 +259,34 @@ def test_the_comparison_evaluates_and_reports_every_seed(comparison_of, tmp_path
     assert "DiffCLIP†=* seed4-vision epoch_*" in reports[0].group
 
 
+def test_a_comparison_of_some_arms_takes_more_later(comparison_of, tmp_path):
+    def trained(commands):
+        return [_option(command, "--name") for command in commands if "open_clip_train.main" in command]
+
+    few, said = comparison_of(*SETTINGS, "--arms", "diffclip", "baseline")
+    assert said == ""
+    assert trained(few) == ["seed3-baseline", "seed3-diffclip", "seed4-baseline", "seed4-diffclip"]
+    (reported,) = (command for command in few if command[1] == "report")  # none of continued runs
+    assert {group.partition("=")[0] for group in reported if "=* seed" in group} == {"CLIP", "DiffCLIP"}
+    again, _ = comparison_of(*SETTINGS, "--arms", "baseline", "diffclip")
+    assert all(command[1] == "report" for command in again)
+    more, _ = comparison_of(*SETTINGS)
+    assert len(trained(more)) == 2 * 7
+    assert json.loads((tmp_path / "runs" / "seed3" / "done").read_text()) == sorted(sys.modules["compare"].ARMS)
+    fewer, _ = comparison_of(*SETTINGS, "--arms", "baseline", "v2")
+    assert all(command[1] == "report" for command in fewer)
+
+
+@pytest.mark.parametrize(
+    ("arms", "lacks"),
+    [(["v2"], "baseline"), (["baseline", "warm-v2"], "continued"), (["warm-v2"], "baseline, continued")],
+)
+def test_arms_without_what_they_are_compared_with_are_refused(arms, lacks, comparison_of, capsys):
+    commands, said = comparison_of(*SETTINGS, "--arms", *arms)
+    assert (commands, said) == ([], "2")
+    assert f"--arms lacks {lacks}, with which the others are compared" in capsys.readouterr().err
+
+
 def test_an_interrupted_comparison_goes_on_where_it_stopped(comparison_of, tmp_path, monkeypatch):
     whole, _ = comparison_of(*SETTINGS, "--output", str(tmp_path / "whole"))
     first, said = comparison_of(*SETTINGS, fails_at=5)
@@ -380,7 +408,8 @@ def _put_results(comparison, seeds) -> None:
     for results, names in comparison.results().items():
         for seed in seeds:
             (comparison.output / "runs" / f"seed{seed}").mkdir(parents=True, exist_ok=True)
-            (comparison.output / "runs" / f"seed{seed}" / "done").touch()
+            done = comparison.output / "runs" / f"seed{seed}" / "done"
+            done.write_text(json.dumps(list(compare.ARMS)))
             for place, name in enumerate(names):
                 run = comparison.folder(seed, name)
                 run.mkdir(parents=True)
@@ -418,6 +447,13 @@ def test_the_record_of_a_comparison(tmp_path):
     assert "differences to CLIP, continued are beyond noise" in said
     record.draw(found, tmp_path / "figure.png")
     assert Image.open(tmp_path / "figure.png").width > 1000
+    (tmp_path / "OUT" / "runs" / "seed5" / "done").write_text('["baseline", "v2"]')
+    assert record.collect(tmp_path / "OUT")["seeds"] == [4, 6]
+    some = record.collect(tmp_path / "OUT", arms=["baseline", "v2"])
+    assert some["seeds"] == [4, 5, 6]
+    assert list(some["comparisons"][0]["models"]) == ["CLIP", "V2"]
+    assert "Trained: 4 epochs; 3 seeds; commit " in record.block(some)
+    record.draw(some, tmp_path / "some.png")
 
 
 def test_a_suites_folder_is_a_path_and_nothing_else(tmp_path, monkeypatch):

@@ -4,14 +4,13 @@ The trainer runs to the point where it makes its optimizer, and what it gives to
 """
 
 import re
-from importlib.metadata import version
 
 import open_clip
 import open_clip_train.main
 import pytest
 import timm.optim
 import torch
-from packaging.version import Version
+from support.common import IS_OPEN_CLIP_3
 from timm.optim import create_optimizer_v2
 
 # names of the differential towers in the words of the baseline, in this order
@@ -25,7 +24,6 @@ IN_BASELINE = [
 ]
 OF_DIFFERENTIAL_ATTENTION = re.compile(r"\.attn\.(lambda_[qk][12]|lambda_proj\.weight|sub_norm\.weight)$")
 LAYER_DECAY = ["--text-layer-decay", "0.5", "--image-layer-decay", "0.5"]
-IS_3 = Version(version("open_clip_torch")).major < 4
 
 
 class _OptimizerMadeError(Exception):
@@ -82,7 +80,9 @@ def _in_baseline(name):
     return name
 
 
-@pytest.mark.parametrize("flags", [[]] if IS_3 else [[], LAYER_DECAY], ids=lambda flags: " ".join(flags) or "none")
+@pytest.mark.parametrize(
+    "flags", [[]] if IS_OPEN_CLIP_3 else [[], LAYER_DECAY], ids=lambda flags: " ".join(flags) or "none"
+)
 def test_every_parameter_trains_as_in_the_baseline(flags, groups):
     baseline = groups("CLIP-nano-baseline", *flags)
     assert {decay for decay, _ in baseline.values()} == {0.0, 0.5}
@@ -97,7 +97,9 @@ def test_every_parameter_trains_as_in_the_baseline(flags, groups):
             assert ours[key][1] == next(lr for other, (_, lr) in baseline.items() if other.startswith(f"{block}."))
 
 
-@pytest.mark.skipif(not IS_3, reason="open_clip's main branch asks its adapter for what is not decayed")
+@pytest.mark.skipif(
+    not IS_OPEN_CLIP_3, reason="open_clip's main branch asks the tower what is not decayed, so nothing differs there"
+)
 def test_with_timms_optimizers_the_text_positions_alone_are_decayed_in_ours(groups):
     """open_clip 3.3's adapter does not pass on what a text tower keeps from weight decay; docs/training.md says so."""
     baseline, ours = (groups(name, "--opt", "timm/muon") for name in ("CLIP-nano-baseline", "CLIP-nano-gated"))

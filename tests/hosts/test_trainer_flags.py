@@ -2,17 +2,12 @@
 
 import re
 import sys
-from importlib.metadata import version
 
 import pytest
 import torch
 from open_clip.hf_model import HFTextEncoder
-from packaging.version import Version
-from support.common import run_host, train_arguments
+from support.common import IS_OPEN_CLIP_3, run_host, train_arguments
 from support.training import losses_in
-
-# open_clip 4 has no --torchscript and --trace, but layer-wise learning rates and strategies of torch.compile
-IS_3 = Version(version("open_clip_torch")).major < 4
 
 FLAGS = {
     "none": [],
@@ -38,7 +33,8 @@ FLAGS = {
     "timm optimizer": ["--opt", "timm/lamb"],
     **(
         {"torchscript": ["--torchscript"]}
-        if IS_3
+        # open_clip 4 has no --torchscript and --trace, but layer-wise learning rates and strategies of torch.compile
+        if IS_OPEN_CLIP_3
         else {
             "layer decay": ["--text-layer-decay", "0.65", "--image-layer-decay", "0.65"],
             "torchcompile step": ["--torchcompile", "--torchcompile-strategy", "step"],

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from support.warm import run_forked
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EMOJI = REPOSITORY / "examples" / "emoji" / "data"
+IS_OPEN_CLIP_3 = Version(version("open_clip_torch")).major < 4  # not its main branch
 simulates_cuda = pytest.mark.skipif(
     torch.version.cuda is not None and not torch.cuda.is_available() and Version(torch.__version__) < Version("2.15"),
     reason="CUDA builds of torch 2.7 ask for a driver even for tensors without data, those of 2.15 do not",

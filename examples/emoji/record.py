@@ -52,6 +52,7 @@ def main() -> None:
     )
     parser.add_argument("--commit", help="of the code that trained; default: the one that is checked out")
     args = parser.parse_args()
+    compare.check_arms(parser, args.arms)
     record = collect(args.output, args.commit, args.arms)
     RECORD.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     page = PAGE.read_text(encoding="utf-8")

@@ -281,10 +281,16 @@ def test_a_comparison_of_some_arms_takes_more_later(comparison_of, tmp_path):
     ("arms", "lacks"),
     [(["v2"], "baseline"), (["baseline", "warm-v2"], "continued"), (["warm-v2"], "baseline, continued")],
 )
-def test_arms_without_what_they_are_compared_with_are_refused(arms, lacks, comparison_of, capsys):
+def test_arms_without_what_they_are_compared_with_are_refused(arms, lacks, comparison_of, capsys, monkeypatch):
     commands, said = comparison_of(*SETTINGS, "--arms", *arms)
     assert (commands, said) == ([], "2")
     assert f"--arms lacks {lacks}, with which the others are compared" in capsys.readouterr().err
+    import record
+
+    monkeypatch.setattr(sys, "argv", ["record.py", "OUTPUT", "--arms", *arms])
+    with pytest.raises(SystemExit):  # before it reads or writes anything
+        record.main()
+    assert f"--arms lacks {lacks}" in capsys.readouterr().err
 
 
 def test_an_interrupted_comparison_goes_on_where_it_stopped(comparison_of, tmp_path, monkeypatch):

@@ -140,18 +140,29 @@ def _curves(rows: Sequence[Mapping[str, Any]], tower: str, measure: str, dashed:
     return curves
 
 
+def over_layers(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], dict[str, Estimate]]:
+    """Return the means over each tower's layers, by tower and measure and then by group."""
+    found: dict[tuple[str, str], dict[str, Estimate]] = {}
+    for tower in ("image", "text"):
+        for measure in MEASURES:
+            by_group: dict[str, list[list[float]]] = {}
+            for row in rows:
+                if (row["tower"], row["measure"]) == (tower, measure):
+                    by_group.setdefault(row["group"], []).append(row["seeds"])
+            found[tower, measure] = {
+                group: over_seeds([sum(values) / len(layers) for values in zip(*layers, strict=True)])
+                for group, layers in by_group.items()
+            }
+    return found
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return a Markdown table of the means over each tower's layers."""
     groups = list(dict.fromkeys(row["group"] for row in rows))
-    lines = []
-    for tower in ("image", "text"):
-        for measure in MEASURES:
-            cells = []
-            for group in groups:
-                own = [r["seeds"] for r in rows if (r["group"], r["tower"], r["measure"]) == (group, tower, measure)]
-                means = [sum(values) / len(own) for values in zip(*own, strict=True)]
-                cells.append(cell(over_seeds(means) if means else None, 2))
-            lines.append([f"{tower}: {measure}", *cells])
+    lines = [
+        [f"{tower}: {measure}", *(cell(by_group.get(group), 2) for group in groups)]
+        for (tower, measure), by_group in over_layers(rows).items()
+    ]
     return markdown(["mean over layers", *groups], lines)
 
 

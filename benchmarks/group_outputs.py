@@ -163,14 +163,24 @@ def family(architecture: str | None) -> str:
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table, the first column as text and the others as numbers."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace("*", r"\*")
 
 
-def cell(estimate: Estimate | None, digits: int = 1, scale: float = 1.0) -> str:
-    """Return an estimate with its interval in brackets."""
+def cell(estimate: Estimate | None, digits: int = 1, scale: float = 1.0, *, signed: bool = False) -> str:
+    """Return an estimate with half its interval over seeds, or with its interval over images in brackets.
+
+    Args:
+        signed: whether it is a difference. It is marked ns where its interval has 0.
+    """
     if estimate is None:
         return "–"
-    text = f"{scale * estimate.mean:.{digits}f}"
+
+    def number(value: float) -> str:
+        return f"{scale * value:{'+' if signed else ''}.{digits}f}"
+
     if estimate.low is None or estimate.high is None:
-        return text
-    return f"{text} [{scale * estimate.low:.{digits}f}, {scale * estimate.high:.{digits}f}]"
+        return number(estimate.mean)
+    if len(estimate.seeds) < 2:
+        return f"{number(estimate.mean)} [{number(estimate.low)}, {number(estimate.high)}]"
+    noise = " ns" if signed and estimate.low <= 0 <= estimate.high else ""
+    return f"{number(estimate.mean)} ±{scale * (estimate.high - estimate.mean):.{digits}f}{noise}"

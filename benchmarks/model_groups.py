@@ -21,14 +21,14 @@ from PIL import Image
 from diffclip_openclip.data.layout import locate
 from diffclip_openclip.data.shards import read_shard
 from diffclip_openclip.evaluation.zero_shot import TEMPLATE_SETS
-from diffclip_openclip.files import check_place, read_json
+from diffclip_openclip.files import check_place
 from diffclip_openclip.report.uncertainty import share_interval
 from diffclip_openclip.weights.loading import LoadedModel, load_model
 from diffclip_openclip.weights.spec import parse_spec
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "emoji"))
 
-from compare import ARMS, Comparison
+from comparison import ARMS, Comparison
 
 LEVEL = 0.95  # of all intervals
 
@@ -69,10 +69,7 @@ def run_specs(folder: Path) -> dict[str, list[str]]:
         FileNotFoundError: it trained nothing there.
         ValueError: no seed is trained in all models yet.
     """
-    settings = read_json(folder / "settings.json")
-    comparison = Comparison(
-        folder, settings["epochs"], settings["continued_epochs"], settings["points"], settings["flags"]
-    )
+    comparison = Comparison.read(folder)
     comparison.output = folder  # as it was given, so that results hold no absolute path
     done = {path.parent.name for path in (folder / "runs").glob("seed*-*/done")}
     seeds = {int(name.removeprefix("seed").partition("-")[0]) for name in done}

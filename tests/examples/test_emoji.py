@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from support.common import EMOJI, REPOSITORY
-from support.report_results import put
 
 from diffclip_cli.main import build_parser
 
@@ -119,7 +118,7 @@ def test_images_are_pictures(shards):
 def emoji_scripts(monkeypatch):
     monkeypatch.syspath_prepend(str(EMOJI.parent))
     yield
-    for name in ("build", "report", "quickstart", "compare"):
+    for name in ("build", "report", "quickstart", "compare", "comparison"):
         sys.modules.pop(name, None)
 
 
@@ -149,17 +148,6 @@ def test_build_refuses_a_damaged_package_and_leaves_no_trace(tmp_path):
     (tmp_path / "a-package-1.0.0.tgz").write_bytes(b"cut short")
     with pytest.raises(SystemExit, match=r"is damaged or not a-package@1\.0\.0"):
         build.read_package(tmp_path, package)
-
-
-@pytest.mark.usefixtures("emoji_scripts")
-def test_benchmarks_have_what_follows_from_the_record():
-    import record
-
-    recorded = json.loads(record.RECORD.read_text(encoding="utf-8"))
-    for comparison in recorded["comparisons"]:
-        values = [runs for by_title in comparison["scores"].values() for runs in by_title.values()]
-        assert {len(runs) for runs in values} == {len(recorded["seeds"])}
-    assert record.block(recorded) == record.block_of(record.PAGE.read_text(encoding="utf-8"))
 
 
 def _option(command, name):
@@ -281,16 +269,10 @@ def test_a_comparison_of_some_arms_takes_more_later(comparison_of, tmp_path):
     ("arms", "lacks"),
     [(["v2"], "baseline"), (["baseline", "warm-v2"], "continued"), (["warm-v2"], "baseline, continued")],
 )
-def test_arms_without_what_they_are_compared_with_are_refused(arms, lacks, comparison_of, capsys, monkeypatch):
+def test_arms_without_what_they_are_compared_with_are_refused(arms, lacks, comparison_of, capsys):
     commands, said = comparison_of(*SETTINGS, "--arms", *arms)
     assert (commands, said) == ([], "2")
-    assert f"--arms lacks {lacks}, with which the others are compared" in capsys.readouterr().err
-    import record
-
-    monkeypatch.setattr(sys, "argv", ["record.py", "OUTPUT", "--arms", *arms])
-    with pytest.raises(SystemExit):  # before it reads or writes anything
-        record.main()
-    assert f"--arms lacks {lacks}" in capsys.readouterr().err
+    assert f"the arms lack {lacks}, with which the others are compared" in capsys.readouterr().err
 
 
 def test_an_interrupted_comparison_goes_on_where_it_stopped(comparison_of, tmp_path, monkeypatch):
@@ -304,16 +286,13 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(comparison_of, tmp_p
     assert all(command[1] == "report" for command in again)
     _, said = comparison_of(*SETTINGS, "--", "--lr", "1")
     assert "go on with those, or take another --output" in said
-    compare = sys.modules["compare"]
-    monkeypatch.setattr(compare, "training_command", lambda *_: ["--batch-size", "1"])
+    monkeypatch.setattr(sys.modules["comparison"], "training_command", lambda *_: ["--batch-size", "1"])
     _, said = comparison_of(*SETTINGS)
     assert "go on with those" in said  # the quick start's settings are others by now
 
 
 def test_a_second_comparison_in_the_same_folder_is_refused_before_it_starts_anything(comparison_of, tmp_path):
-    import compare
-
-    with compare._locked(tmp_path):
+    with sys.modules["comparison"].locked(tmp_path):
         commands, said = comparison_of(*SETTINGS)
     assert commands == []
     assert "is in use by another process" in said
@@ -341,15 +320,14 @@ def test_a_comparison_that_is_killed_while_it_writes_goes_on(content, comparison
 
 @pytest.mark.usefixtures("emoji_scripts")
 def test_the_time_of_an_attempt_that_was_killed_is_not_known(tmp_path, monkeypatch):
-    import compare
-    import record
+    from comparison import Comparison
 
-    comparison, seconds = compare.Comparison(tmp_path, 4, 2, 2, []), tmp_path / "runs" / "seed0-baseline/seconds.json"
+    comparison, seconds = Comparison(tmp_path, 4, 2, 2, []), tmp_path / "runs" / "seed0-baseline/seconds.json"
     seen = []
-    monkeypatch.setattr(comparison, "_run", lambda *arguments: seen.append(record._seconds(seconds)))
+    monkeypatch.setattr(comparison, "_run", lambda *arguments: seen.append(json.loads(seconds.read_text())))
     comparison.train(0, "baseline")
-    assert seen == [None]  # which stays if both are killed now
-    assert record._seconds(seconds) == 0
+    assert seen == [[None]]  # which stays if both are killed now
+    assert json.loads(seconds.read_text()) == [pytest.approx(0, abs=1)]
 
 
 @pytest.mark.usefixtures("emoji_scripts")
@@ -388,7 +366,7 @@ def test_a_process_that_was_started_while_all_are_ended_is_ended(tmp_path, monke
         def wait(self):
             return -15 if ended else 0
 
-    monkeypatch.setattr(compare.subprocess, "Popen", _Process)
+    monkeypatch.setattr(sys.modules["comparison"].subprocess, "Popen", _Process)
     with pytest.raises(RuntimeError, match="exit status -15"):
         comparison._run(["a command"], tmp_path, 0)
 
@@ -405,61 +383,6 @@ def test_a_run_that_was_killed_as_it_ended_is_not_trained_anew(tmp_path, monkeyp
 
     monkeypatch.setattr(Path, "unlink", killed)
     comparison.train(0, "baseline")
-
-
-def _put_results(comparison, seeds) -> None:
-    """Write what the processes of a comparison write: a score for each checkpoint, and how long training took."""
-    import compare
-
-    for results, names in comparison.results().items():
-        for seed in seeds:
-            (comparison.output / "runs" / f"seed{seed}").mkdir(parents=True, exist_ok=True)
-            done = comparison.output / "runs" / f"seed{seed}" / "done"
-            done.write_text(json.dumps(list(compare.ARMS)))
-            for place, name in enumerate(names):
-                run = comparison.folder(seed, name)
-                run.mkdir(parents=True)
-                (run / "seconds.json").write_text("[60.4, 1.2]")
-                for epoch in (2, 4):
-                    label = f"{compare.ARMS[name].model} {run.name} epoch_{epoch}"
-                    metrics = {"acc1": (epoch + place + seed % 2 + (place == seed) / 4) / 100, "acc5": None}
-                    fields = {"templates": "own", "training_seed": seed, "run": run.name, "epoch": epoch}
-                    fields |= {"checkpoint_sha256": label, "pretrained": f"{run}/checkpoints/epoch_{epoch}.pt"}
-                    put(results, label, "zeroshot_classification", "unseen-vendor", metrics, **fields)
-
-
-@pytest.mark.usefixtures("emoji_scripts")
-def test_the_record_of_a_comparison(tmp_path):
-    """Of the seeds that are complete; what the page says of it is in the report's words."""
-    import compare
-    import record
-
-    comparison = compare.Comparison(tmp_path / "OUT", 4, 4, 2, [])
-    comparison.check_settings()
-    _put_results(comparison, (4, 5, 6))
-    found = record.collect(tmp_path / "OUT")
-    assert found["seeds"] == [4, 5, 6]
-    first, second = found["comparisons"]
-    assert [*first["models"], *second["models"]] == [arm.title for arm in compare.ARMS.values()]
-    assert first["scores"][record.MAIN_SCORE]["DiffCLIP*"] == [8.25, 9.0, 8.0]
-    assert first["curves"]["CLIP, gated"] == {"2": [3.0, 4.0, 3.0], "4": [5.0, 6.0, 5.0]}
-    assert second["seconds"] == {"CLIP, continued": [62] * 3, "V2, warm-started": [62] * 3}
-    second["seconds"]["CLIP, continued"][0] = None  # an attempt was killed
-    said = record.block(found)
-    assert "Trained: 4 epochs, 4 when continued; 3 seeds; commit " in said
-    assert "; a run took 1.0 minutes, 1.0 when continued (medians)." in said
-    assert "| unseen-vendor: zero-shot top-1 | 4.3 ±0.6 | 5.3 ±0.6 (+1.0 ns) |" in said
-    assert "a model is above CLIP so often: CLIP, gated in 3," in said
-    assert "differences to CLIP, continued are beyond noise" in said
-    record.draw(found, tmp_path / "figure.png")
-    assert Image.open(tmp_path / "figure.png").width > 1000
-    (tmp_path / "OUT" / "runs" / "seed5" / "done").write_text('["baseline", "v2"]')
-    assert record.collect(tmp_path / "OUT")["seeds"] == [4, 6]
-    some = record.collect(tmp_path / "OUT", arms=["baseline", "v2"])
-    assert some["seeds"] == [4, 5, 6]
-    assert list(some["comparisons"][0]["models"]) == ["CLIP", "V2"]
-    assert "Trained: 4 epochs; 3 seeds; commit " in record.block(some)
-    record.draw(some, tmp_path / "some.png")
 
 
 def test_a_suites_folder_is_a_path_and_nothing_else(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import json
 import sys
 
 import emoji_record
+import emoji_tables
 import pytest
 from emoji_figure import draw
 from emoji_tables import MAIN_SCORE, page_part
@@ -79,6 +80,20 @@ def test_the_figure_has_curves_of_each_number_of_epochs(output, tmp_path):
     one, both = (Image.open(tmp_path / f"{name}.png") for name in ("one", "both"))
     assert both.width > one.width > 1000
     assert both.height == one.height
+
+
+def test_the_command_records_each_number_of_epochs_by_itself(output, tmp_path, monkeypatch):
+    monkeypatch.setattr(emoji_tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(emoji_record, "FIGURE", tmp_path / "figure.png")
+    (tmp_path / "emoji-comparison-12.json").write_text(json.dumps(emoji_record.collect(output) | {"epochs": 12}))
+    monkeypatch.setattr(
+        sys, "argv", ["emoji_record.py", str(output), "--arms", "baseline", "v2", "--commit", "1234567"]
+    )
+    emoji_record.main()
+    longer, shorter = emoji_tables.read_records()
+    assert (longer["epochs"], shorter["epochs"]) == (12, 4)
+    assert (shorter["commit"], list(shorter["comparisons"][0]["models"])) == ("1234567", ["CLIP", "V2"])
+    assert (tmp_path / "figure.png").is_file()
 
 
 @pytest.mark.parametrize(

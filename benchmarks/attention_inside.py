@@ -34,7 +34,18 @@ from typing import Any
 
 import torch
 from attention_statistics import measure_tower
-from group_outputs import Curve, Panel, cell, estimate_of, make_row, markdown, save_figure, write_results
+from group_outputs import (
+    Curve,
+    Panel,
+    cell,
+    estimate_of,
+    make_row,
+    markdown,
+    models_of,
+    names_of,
+    save_figure,
+    write_results,
+)
 from model_groups import (
     Estimate,
     Groups,
@@ -102,7 +113,7 @@ def _texts(loaded: LoadedModel, data: LabelledImages, batch_size: int, device: s
 
 
 def summarize(found: Mapping[str, Sequence[Figures]]) -> list[dict[str, Any]]:
-    """Return a row for each group, tower, layer and measure that all of the group's models have.
+    """Return a row for each group, tower, layer and measure; the models of a group have the same ones.
 
     Differences are to the first group, where it has the same measure.
     """
@@ -133,7 +144,7 @@ def panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
 
 def _curves(rows: Sequence[Mapping[str, Any]], tower: str, measure: str, dashed: bool = False) -> list[Curve]:
     curves = []
-    for group in dict.fromkeys(row["group"] for row in rows):
+    for group in names_of(rows):
         own = [row for row in rows if (row["group"], row["tower"], row["measure"]) == (group, tower, measure)]
         if own:
             curves.append(Curve(group, [row["layer"] for row in own], [estimate_of(row) for row in own], dashed))
@@ -148,7 +159,7 @@ def over_layers(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], dict
             by_group: dict[str, list[list[float]]] = {}
             for row in rows:
                 if (row["tower"], row["measure"]) == (tower, measure):
-                    by_group.setdefault(row["group"], []).append(row["seeds"])
+                    by_group.setdefault(row["group"], []).append(estimate_of(row).seeds)
             found[tower, measure] = {
                 group: over_seeds([sum(values) / len(layers) for values in zip(*layers, strict=True)])
                 for group, layers in by_group.items()
@@ -158,7 +169,7 @@ def over_layers(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], dict
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return a Markdown table of the means over each tower's layers."""
-    groups = list(dict.fromkeys(row["group"] for row in rows))
+    groups = names_of(rows)
     lines = [
         [f"{tower}: {measure}", *(cell(by_group.get(group), 2) for group in groups)]
         for (tower, measure), by_group in over_layers(rows).items()
@@ -189,7 +200,7 @@ def main() -> None:
     content = {"data": args.data.name, "images": len(data.images), "rows": rows}
     write_results(args.output, content, groups=groups, device=args.device, overwrite=args.overwrite)
     figure = args.output.with_suffix(".png")
-    save_figure(panels(rows), groups, figure, columns=len(_DRAWN), overwrite=args.overwrite)
+    save_figure(panels(rows), models_of(groups), figure, columns=len(_DRAWN), overwrite=args.overwrite)
 
 
 if __name__ == "__main__":

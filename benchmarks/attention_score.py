@@ -41,13 +41,13 @@ from tqdm import tqdm
 from diffclip_openclip.bench.outputs import machine
 from diffclip_openclip.explain import relevance
 from diffclip_openclip.files import check_place, staged
+from diffclip_openclip.report.uncertainty import LEVEL
 from diffclip_openclip.weights.loading import LoadedModel, load_model
 
 DATA = Path(__file__).resolve().parents[1] / "examples" / "emoji" / "data" / "eval"
 SCORES = ("inside", "pointing", "within pair", "recognised")
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 _RESAMPLES = 9999
-_LEVEL = 0.95
 
 
 # one map
@@ -181,7 +181,7 @@ def _estimate(values_I: Floats, seed: int) -> Estimate:
     from scipy.stats import bootstrap
 
     drawn = bootstrap(
-        (values_I,), np.mean, n_resamples=_RESAMPLES, confidence_level=_LEVEL, method="percentile", rng=seed
+        (values_I,), np.mean, n_resamples=_RESAMPLES, confidence_level=1 - LEVEL, method="percentile", rng=seed
     )
     return Estimate(float(values_I.mean()), *map(float, drawn.confidence_interval))
 

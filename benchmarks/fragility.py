@@ -30,7 +30,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from attacks import STEPS, add_noise, attack, gradient_errors
-from group_outputs import Curve, Panel, cell, estimate_of, make_row, markdown, save_figure, write_results
+from group_outputs import (
+    Curve,
+    Panel,
+    cell,
+    estimate_of,
+    make_row,
+    markdown,
+    models_of,
+    names_of,
+    save_figure,
+    write_results,
+)
 from model_groups import (
     Groups,
     LabelledImages,
@@ -223,7 +234,7 @@ def _rows(hits: Mapping[tuple[str, str, str, int], Sequence[Tensor]], first: str
 
 def panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
     """Return panels of accuracy and of flips by size, and of the flips by each group's attack; noise is dotted."""
-    groups = list(dict.fromkeys(row["group"] for row in rows))
+    groups = names_of(rows)
 
     def curves(quantity: str, disturbed: str, dashed: bool = False) -> list[Curve]:
         found = []
@@ -248,7 +259,7 @@ def panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return a Markdown table in per cent."""
-    groups = list(dict.fromkeys(row["group"] for row in rows))
+    groups = names_of(rows)
     found: dict[tuple[str, str, int], dict[str, str]] = defaultdict(dict)
     for own in rows:
         found[own["quantity"], own["disturbed"], own["size"]][own["group"]] = cell(estimate_of(own), 1, 100)
@@ -273,7 +284,11 @@ def main() -> None:
     content = {"data": args.data.name, "images": len(data.images), "steps": STEPS, "rows": rows, "checks": checks}
     write_results(args.output, content, groups=groups, device=args.device, overwrite=args.overwrite)
     save_figure(
-        panels(rows), groups, args.output.with_suffix(".png"), columns=min(4, 2 + len(groups)), overwrite=args.overwrite
+        panels(rows),
+        models_of(groups),
+        args.output.with_suffix(".png"),
+        columns=min(4, 2 + len(groups)),
+        overwrite=args.overwrite,
     )
 
 

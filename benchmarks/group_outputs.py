@@ -5,22 +5,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from group_looks import looks_of
 from model_groups import Estimate, Groups
 from provenance import origin
 
 from diffclip_openclip.files import staged
-from diffclip_openclip.models import MODELS
-from diffclip_openclip.report.comparison import OTHER, Entry
 from diffclip_openclip.report.drawing import WIDE
-from diffclip_openclip.report.styles import INK, RC, outline, styles_of
+from diffclip_openclip.report.styles import INK, RC
 
 _PANEL_HEIGHT = 1.6  # inches
 _BAND = 0.15  # opacity of an interval
-_MORE_COLORS = ("#8e8e8e", "#2f7d4f", "#b5651d", "#b03a48")  # of groups that the paper does not have, as lines cross
 
 
 def write_results(path: Path, content: Mapping[str, Any], *, groups: Groups, device: str, overwrite: bool) -> None:
@@ -41,8 +39,19 @@ def make_row(estimate: Estimate, difference: Estimate | None = None, **what: Any
 
 
 def estimate_of(row: Mapping[str, Any]) -> Estimate:
-    """Return the estimate of a row of results."""
-    return Estimate(row["mean"], row["low"], row["high"], row["seeds"])
+    """Return the estimate of a row of results, in which NaN may be null."""
+    seeds = [math.nan if value is None else value for value in row["seeds"]]
+    return Estimate(math.nan if row["mean"] is None else row["mean"], row["low"], row["high"], seeds)
+
+
+def models_of(groups: Groups) -> dict[str, str | None]:
+    """Return open_clip's name for the model of each group; None of a checkpoint that has none."""
+    return {group: models[0].architecture for group, models in groups.items()}
+
+
+def names_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the groups that rows of results are about, in their order."""
+    return list(dict.fromkeys(row["group"] for row in rows))
 
 
 def _finite(content: Any) -> Any:
@@ -79,8 +88,13 @@ class Panel:
     names: Sequence[str] = ()  # of x = 0, 1, ..., where it is no quantity: then there is no line
 
 
-def save_figure(panels: Sequence[Panel], groups: Groups, path: Path, *, columns: int, overwrite: bool) -> None:
+def save_figure(
+    panels: Sequence[Panel], models: Mapping[str, str | None], path: Path, *, columns: int, overwrite: bool
+) -> None:
     """Draw curves with their intervals as bands, in the report's styles, and write them as PNG.
+
+    Args:
+        models: open_clip's name for the model of each group; see :func:`models_of`.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -90,20 +104,14 @@ def save_figure(panels: Sequence[Panel], groups: Groups, path: Path, *, columns:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    families = [family(models[0].architecture) for models in groups.values()]
-    entries = [Entry(group, kind, {}, is_ours=True) for group, kind in zip(groups, families, strict=True)]
-    colors = iter(_MORE_COLORS)
-    styles = {
-        entry.name: replace(style, color=next(colors, style.color)) if entry.family == OTHER else style
-        for entry, style in zip(entries, styles_of(entries), strict=True)
-    }
+    looks = looks_of(models)
     rows = math.ceil(len(panels) / columns)
     with rc_context(RC):
         canvas = Figure(figsize=(WIDE, rows * _PANEL_HEIGHT + 0.3), layout="constrained")
         axes = list(canvas.subplots(rows, columns, squeeze=False).flat)
         for axis, panel in zip(axes, panels, strict=False):
             for place, curve in enumerate(panel.curves):
-                look = outline(styles[curve.group]) | {"linewidth": 1, "markersize": 3, "markeredgewidth": 0.4}
+                look = looks[curve.group] | {"linewidth": 1}
                 if panel.names:
                     beside = (place - (len(panel.curves) - 1) / 2) * 0.6 / len(panel.curves)
                     _draw_points(axis, curve, look | {"linestyle": ""}, beside)
@@ -120,9 +128,9 @@ def save_figure(panels: Sequence[Panel], groups: Groups, path: Path, *, columns:
             axis.grid(axis="y", alpha=0.3, linewidth=0.4)
         for axis in axes[len(panels) :]:
             axis.axis("off")
-        handles = [Line2D([], [], **outline(styles[group]), linewidth=1, markersize=3) for group in groups]
+        handles = [Line2D([], [], **look, linewidth=1) for look in looks.values()]
         canvas.legend(
-            handles, list(groups), loc="outside lower center", ncols=min(5, len(groups)), frameon=False, fontsize=6.5
+            handles, list(looks), loc="outside lower center", ncols=min(5, len(looks)), frameon=False, fontsize=6.5
         )
         with staged(path, overwrite) as new:
             canvas.savefig(new, dpi=220)
@@ -149,12 +157,6 @@ def _draw_points(axis: Any, curve: Curve, look: dict[str, Any], beside: float) -
         if estimate.low is not None and estimate.high is not None:
             whiskers = [[estimate.mean - estimate.low], [estimate.high - estimate.mean]]
         axis.errorbar([x + beside], [estimate.mean], whiskers, ecolor=INK, elinewidth=0.6, capsize=1.5, **look)
-
-
-def family(architecture: str | None) -> str:
-    """Return the paper's name for a model's kind, or that of all others."""
-    known = MODELS.get(architecture or "")
-    return (known.family if known else None) or OTHER
 
 
 # tables

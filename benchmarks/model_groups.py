@@ -22,15 +22,13 @@ from diffclip_openclip.data.layout import locate
 from diffclip_openclip.data.shards import read_shard
 from diffclip_openclip.evaluation.zero_shot import TEMPLATE_SETS
 from diffclip_openclip.files import check_place
-from diffclip_openclip.report.uncertainty import share_interval
+from diffclip_openclip.report.uncertainty import runs_interval, share_interval
 from diffclip_openclip.weights.loading import LoadedModel, load_model
 from diffclip_openclip.weights.spec import parse_spec
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "emoji"))
 
 from comparison import ARMS, Comparison
-
-LEVEL = 0.95  # of all intervals
 
 Specs = Mapping[str, Sequence[str]]  # of each group, the models' names
 Groups = Mapping[str, Sequence[LoadedModel]]
@@ -70,15 +68,11 @@ def run_specs(folder: Path) -> dict[str, list[str]]:
         ValueError: no seed is trained in all models yet.
     """
     comparison = Comparison.read(folder)
-    comparison.output = folder  # as it was given, so that results hold no absolute path
-    done = {path.parent.name for path in (folder / "runs").glob("seed*-*/done")}
-    seeds = {int(name.removeprefix("seed").partition("-")[0]) for name in done}
-    complete = [seed for seed in sorted(seeds) if all(f"seed{seed}-{name}" in done for name in ARMS)]
-    if not complete:
+    seeds = comparison.trained_seeds()
+    if not seeds:
         raise ValueError(f"{folder} has no seed that is trained in all of {', '.join(ARMS)} yet")
     return {
-        arm.title: [f"{arm.model},{comparison.checkpoint(seed, name)}" for seed in complete]
-        for name, arm in ARMS.items()
+        arm.title: [f"{arm.model},{comparison.checkpoint(seed, name)}" for seed in seeds] for name, arm in ARMS.items()
     }
 
 
@@ -156,10 +150,8 @@ def over_seeds(values: Sequence[float]) -> Estimate:
     mean = float(np.mean(values))
     if len(values) < 2:
         return Estimate(mean, None, None, [*map(float, values)])
-    from scipy.stats import t
-
-    half = float(t.ppf((1 + LEVEL) / 2, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
-    return Estimate(mean, mean - half, mean + half, [*map(float, values)])
+    interval = runs_interval(values)
+    return Estimate(mean, interval.low, interval.high, [*map(float, values)])
 
 
 def over_seeds_or_images(hits: Sequence[torch.Tensor]) -> Estimate | None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import emoji_tables
-import model_tables
+import comparison_tables
+import measured_tables
+from comparison_records import RESULTS, read_records
 
 PAGE = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- benchmarks/page.py writes {} from here -->", "<!-- {} to here -->"
@@ -18,13 +19,13 @@ BEGIN, END = "<!-- benchmarks/page.py writes {} from here -->", "<!-- {} to here
 def parts() -> dict[str, str]:
     """Return each part, by the name in its marks."""
     rows = {
-        name: json.loads((emoji_tables.RESULTS / f"{name}.json").read_text(encoding="utf-8"))["rows"]
+        name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["rows"]
         for name in ("attention-inside", "fragility")
     }
     return {
-        "comparison": emoji_tables.page_part(emoji_tables.read_records()),
-        "attention-inside": model_tables.inside_part(rows["attention-inside"]),
-        "fragility": model_tables.fragility_part(rows["fragility"]),
+        "comparison": comparison_tables.page_part(read_records()),
+        "attention-inside": measured_tables.inside_part(rows["attention-inside"]),
+        "fragility": measured_tables.fragility_part(rows["fragility"]),
     }
 
 

@@ -37,9 +37,19 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from group_outputs import Curve, Panel, cell, estimate_of, make_row, markdown, save_figure, write_results
+from group_outputs import (
+    Curve,
+    Panel,
+    cell,
+    estimate_of,
+    make_row,
+    markdown,
+    models_of,
+    names_of,
+    save_figure,
+    write_results,
+)
 from model_groups import (
-    LEVEL,
     Estimate,
     Groups,
     add_arguments,
@@ -70,6 +80,7 @@ from diffclip_openclip.data.images import decode
 from diffclip_openclip.evaluation.zero_shot import TEMPLATE_SETS, embed_classes
 from diffclip_openclip.explain.attention_formulas import weighted_difference, write_out
 from diffclip_openclip.explain.maps import attention_layers, recorded, tokens_of
+from diffclip_openclip.report.uncertainty import LEVEL
 from diffclip_openclip.weights.loading import LoadedModel
 
 MEASURES = ("mIoU", "pixel accuracy")
@@ -188,7 +199,7 @@ def estimate(models: Sequence[Counts], score: Callable[[Counts], np.ndarray], se
     images = len(models[0])
     weights_RI = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=_RESAMPLES)
     drawn = score(np.tensordot(weights_RI, models[0], axes=1))
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(drawn, [LEVEL / 2, 1 - LEVEL / 2])
     return Estimate(found.mean, float(low), float(high), found.seeds)
 
 
@@ -231,7 +242,7 @@ def panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return a Markdown table in per cent."""
-    groups = list(dict.fromkeys(row["group"] for row in rows))
+    groups = names_of(rows)
     cells = {(r["data"], r["measure"], r["group"]): cell(estimate_of(r), 1, 100) for r in rows}
     heads = dict.fromkeys((row["data"], row["measure"]) for row in rows)
     return markdown(
@@ -253,7 +264,7 @@ def main() -> None:
     rows = segmentation(groups, sets, device=args.device, seed=args.seed)
     print(table(rows))
     write_results(args.output, {"rows": rows}, groups=groups, device=args.device, overwrite=args.overwrite)
-    save_figure(panels(rows), groups, args.output.with_suffix(".png"), columns=2, overwrite=args.overwrite)
+    save_figure(panels(rows), models_of(groups), args.output.with_suffix(".png"), columns=2, overwrite=args.overwrite)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Trains the paper's four models, two controls and V2 with the quick start's settings, then goes on from each trained
 baseline: as it is, and warm-started as V2. `diffclip evaluate` scores every seed's checkpoints, and `diffclip report
---group` compares the models seed by seed: OUTPUT/report and OUTPUT/report-continued. README.md says how long it takes.
+--group` compares the models seed by seed: OUTPUT/report and OUTPUT/report-continued. benchmarks/README.md says how
+long it took.
 
 It may be interrupted at any time: the same command goes on where it stopped. Seeds come one after another, so that what
 is stopped early has complete ones. Options for the trainer follow behind `--`, the same for all models.
@@ -99,7 +100,9 @@ def main() -> None:
 
     continued_epochs = args.continued_epochs or -(-args.epochs // 2)
     try:
-        comparison = Comparison(args.output, args.epochs, continued_epochs, args.points, args.trainer, args.arms)
+        comparison = Comparison(
+            args.output.resolve(), args.epochs, continued_epochs, args.points, args.trainer, args.arms
+        )
     except ValueError as error:
         parser.error(str(error))
     prepare_environment()

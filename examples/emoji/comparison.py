@@ -59,7 +59,7 @@ class Comparison:
         flags: list[str],
         arms: Collection[str] = tuple(ARMS),
     ) -> None:
-        self.output, self.epochs, self.continued_epochs = output.resolve(), epochs, continued_epochs
+        self.output, self.epochs, self.continued_epochs = output, epochs, continued_epochs
         self.points, self.flags = points, flags
         self.arms = [name for name in ARMS if name in arms]
         needed = {BASELINE} | ({CONTINUED} if any(ARMS[name].is_continued for name in arms) else set())
@@ -185,6 +185,18 @@ class Comparison:
     def is_complete(self, seed: int) -> bool:
         """Tell whether a seed is trained and evaluated in all arms."""
         return self._evaluated(seed) >= set(self.arms)
+
+    def complete_seeds(self) -> list[int]:
+        """Return the seeds that are trained and evaluated in all arms."""
+        return [seed for seed in self._seeds() if self.is_complete(seed)]
+
+    def trained_seeds(self) -> list[int]:
+        """Return the seeds that are trained in all arms."""
+        return [s for s in self._seeds() if all((self.folder(s, name) / "done").exists() for name in self.arms)]
+
+    def _seeds(self) -> list[int]:
+        names = {path.name.partition("-")[0] for path in (self.output / "runs").glob("seed*")}
+        return sorted(int(name.removeprefix("seed")) for name in names)
 
     def _evaluated(self, seed: int) -> set[str]:
         done = self.output / "runs" / f"seed{seed}" / "done"

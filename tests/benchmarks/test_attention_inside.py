@@ -1,6 +1,7 @@
 """What is measured inside attention is right on maps small enough for a pencil, and on the models' own calls."""
 
 import json
+import math
 import runpy
 import sys
 
@@ -72,7 +73,7 @@ def test_cka_of_heads():
     assert _cka([[1.0, 0], [0, 1], [0, 0]], [[0, 1.0], [-1, 0], [0, 0]]) == pytest.approx(1)  # rotated
     # the mean over the three pairs of heads: 1, 0.75 and 0.75
     assert _cka([1.0, 0, -1], [1.0, 0, -1], [1.0, 0, 0]) == pytest.approx(2.5 / 3)
-    assert _cka([1.0, 0, -1]) != _cka([1.0, 0, -1])  # NaN: one head has no pair
+    assert math.isnan(_cka([1.0, 0, -1]))  # one head has no pair
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,12 @@ def test_measures_are_of_the_models_own_calls(name, inputs):
             assert measures.keys() == (
                 set(MEASURES) if maps.a2 is not None else {"sink", "first token", "CKA of heads"}
             )
+            first = column_weights(own).argmax(-1) == 0
+            assert measures["first token"] == pytest.approx(first.double().mean().item())
             if maps.a2 is not None:
+                for name_of_map, single in (("A1", maps.a1), ("A2", maps.a2)):
+                    alone = sink_ratio(single[..., :tokens, :tokens].double()).log().mean().exp()
+                    assert measures[f"sink of {name_of_map}"] == pytest.approx(alone.item(), rel=1e-4)
                 assert measures["negative mass"] == pytest.approx(negative_mass(own).mean().item(), rel=1e-4)
         with recorded(model, attention_layers(model, tower)) as calls, torch.no_grad():
             (model.encode_image if tower == "image" else model.encode_text)(batch)

@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 import pytest
 import torch
-from group_outputs import Curve, Panel, make_row, markdown, save_figure, write_results
+from group_outputs import Curve, Panel, estimate_of, make_row, markdown, models_of, save_figure, write_results
 from model_groups import (
     ARMS,
     Estimate,
@@ -111,13 +111,14 @@ def test_results_say_where_they_are_from(nano_checkpoints, tmp_path, monkeypatch
     assert found["commit"]
     assert found["machine"]["versions"]["torch"] == version("torch")
     assert found["rows"][0]["seeds"] == [0.1, None]  # JSON has no NaN
+    assert str(estimate_of(found["rows"][0]).seeds) == "[0.1, nan]"
     with pytest.raises(FileExistsError):
         write_results(path, {}, groups=groups, device="cpu", overwrite=False)
 
     bounded, alone = Estimate(1.0, 0.5, 1.5, []), Estimate(2.0, None, None, [])
     line = Panel("sink", "layer", "ratio", [Curve("DiffCLIP-nano", [0, 1], [bounded, alone])] * 2, log=True)
     points = Panel("mIoU", "", "mIoU", [Curve("DiffCLIP-nano", [0, 1], [bounded, alone])], names=["VOC", "ADE20K"])
-    save_figure([line, points, line], groups, tmp_path / "out.png", columns=2, overwrite=False)
+    save_figure([line, points, line], models_of(groups), tmp_path / "out.png", columns=2, overwrite=False)
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 

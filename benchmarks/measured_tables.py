@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attention_inside import MEASURES, over_layers
-from group_outputs import cell, estimate_of, markdown
-from model_groups import Estimate, difference
+from group_outputs import cell, estimate_of, markdown, names_of
+from model_groups import ARMS, Estimate, difference
 
 Rows = Sequence[Mapping[str, Any]]
 ByGroup = Mapping[str, Estimate]
 
-BASELINE, CONTINUED, HALF_HEADS = "CLIP", "CLIP, continued", "CLIP, half heads"
+BASELINE, CONTINUED, HALF_HEADS = (ARMS[name].title for name in ("baseline", "continued", "half-heads"))
+_V1 = [ARMS[name].title for name in ("diffclip", "dynamic", "vision")]
 _UNTABLED = "spread of lambda"  # is in the JSON
-_V1 = "DiffCLIP", "DiffCLIP*", "DiffCLIP†"
+_COMPARED_WITH = f"of models that go on from CLIP: to {CONTINUED}; ns: the 95 % interval has 0"
 _SYMBOLS = {"A1": "A₁", "A2": "A₂", "lambda": "λ"}
 # quantity, disturbance and size -> words
 _FRAGILITY = {
@@ -29,7 +30,7 @@ _FRAGILITY = {
 
 def inside_part(rows: Rows) -> str:
     """Return the means over each tower's layers, and the differences that the text speaks of."""
-    found, groups = over_layers(rows), _groups(rows)
+    found, groups = over_layers(rows), names_of(rows)
     means = [
         [f"{tower}: {_words(measure)}", *(cell(found[tower, measure].get(group), 2) for group in groups)]
         for tower in ("image", "text")
@@ -41,12 +42,14 @@ def inside_part(rows: Rows) -> str:
     for tower in ("image", "text"):
         sinks, of_a1, cka = (found[tower, measure] for measure in ("sink", "sink of A1", "CKA of heads"))
         a_group_each = {
-            "sink, to CLIP's": [_to(sinks, group, _reference(group)) for group in compared],
+            "sink, to that of CLIP": [_to(sinks, group, _reference(group)) for group in compared],
             "sink, to that of its A₁": [
                 difference(sinks[group], of_a1[group]) if group in of_a1 else None for group in compared
             ],
             "CKA of heads, to as many heads": [
-                _to(cka, group, HALF_HEADS if group in _V1 and group in of_a1 else _reference(group))
+                None  # it has none of its own number to compare it with
+                if group == HALF_HEADS
+                else _to(cka, group, HALF_HEADS if group in _V1 and group in of_a1 else _reference(group))
                 for group in compared
             ],
         }
@@ -56,7 +59,7 @@ def inside_part(rows: Rows) -> str:
     return "\n\n".join(
         [
             markdown(["mean over layers", *groups], means),
-            "Differences, seed by seed:",
+            f"Differences, seed by seed ({_COMPARED_WITH}):",
             markdown(["mean over layers", *compared], differences),
         ]
     )
@@ -64,7 +67,7 @@ def inside_part(rows: Rows) -> str:
 
 def fragility_part(rows: Rows) -> str:
     """Return the shares, and their differences to CLIP."""
-    groups = _groups(rows)
+    groups = names_of(rows)
     found: dict[tuple[str, str, int], dict[str, Estimate]] = {key: {} for key in _FRAGILITY}
     for row in rows:
         if (key := (row["quantity"], row["disturbed"], row["size"])) in found:
@@ -78,19 +81,15 @@ def fragility_part(rows: Rows) -> str:
     return "\n\n".join(
         [
             markdown(["percent", *groups], shares),
-            "Differences to CLIP, seed by seed:",
+            f"Differences to CLIP, seed by seed ({_COMPARED_WITH}):",
             markdown(["points", *compared], differences),
         ]
     )
 
 
-def _groups(rows: Rows) -> list[str]:
-    return list(dict.fromkeys(row["group"] for row in rows))
-
-
 def _reference(group: str) -> str:
-    """Return the CLIP that is trained as long, from the same start."""
-    return CONTINUED if group == "V2, warm-started" else BASELINE
+    """Return the CLIP that a model is compared with: of those that go on from it, the one that goes on as it is."""
+    return CONTINUED if any(arm.title == group and arm.is_continued for arm in ARMS.values()) else BASELINE
 
 
 def _to(estimates: ByGroup, group: str, base: str) -> Estimate | None:

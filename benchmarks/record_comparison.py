@@ -1,4 +1,4 @@
-"""Put the results of examples/emoji/compare.py into the repository:  python benchmarks/emoji_record.py OUTPUT
+"""Record what examples/emoji/compare.py found:  python benchmarks/record_comparison.py OUTPUT --commit COMMIT
 
 Reads the seeds that are complete, and writes results/emoji-comparison-EPOCHS.json. docs/compare.png follows from the
 records of all numbers of epochs, and so does README.md's part about them, which page.py writes.
@@ -13,12 +13,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from emoji_figure import draw
-from emoji_tables import MAIN_SCORE, read_records, record_path
+from comparison_figure import draw
+from comparison_records import MAIN_SCORE, read_records, record_path
 from model_groups import ARMS, Comparison
 from provenance import REPOSITORY
-from provenance import commit as checked_out
 
+from diffclip_openclip.files import check_place, staged
 from diffclip_openclip.report.curves import checkpoints_of, last_checkpoints
 from diffclip_openclip.report.evaluated_models import group_runs, read_models
 from diffclip_openclip.report.paper import Score
@@ -26,21 +26,25 @@ from diffclip_openclip.report.paper import Score
 FIGURE = REPOSITORY / "docs" / "compare.png"
 
 
-def collect(output: Path, commit: str | None = None, arms: Collection[str] = tuple(ARMS)) -> dict[str, Any]:
+def collect(output: Path, commit: str, arms: Collection[str] = tuple(ARMS)) -> dict[str, Any]:
     """Read what compare.py made of the seeds that are complete in these arms.
 
     Raises:
         FileNotFoundError: compare.py has not written there.
-        ValueError: the arms are without those that they are compared with, or fewer than two seeds are complete.
+        ValueError: the arms are without those that they are compared with, fewer than two seeds are complete, or the
+            trainer had flags of its own, so that this is another comparison.
     """
     comparison = Comparison.read(output, arms)
-    evaluated = {path.parent.name for path in output.glob("runs/seed*/done")}
-    seeds = sorted(seed for name in evaluated if "-" not in name if comparison.is_complete(seed := int(name[4:])))
+    if comparison.flags:
+        raise ValueError(
+            f"{output} was trained with {' '.join(comparison.flags)}; only the quick start's settings are kept"
+        )
+    seeds = comparison.complete_seeds()
     if len(seeds) < 2:
         raise ValueError(f"complete in {', '.join(comparison.arms)} are {len(seeds)} seeds; two are needed at least")
     settings = json.loads((output / "settings.json").read_text())
     found = [_collect(comparison, results, names, seeds) for results, names in comparison.results().items()]
-    return {"commit": commit or checked_out(), **settings, "seeds": seeds, "comparisons": found}
+    return {"commit": commit, **settings, "seeds": seeds, "comparisons": found}
 
 
 def _collect(comparison: Comparison, results: Path, names: list[str], seeds: list[int]) -> dict[str, Any]:
@@ -79,14 +83,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="the folder that compare.py wrote")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help="default: all")
-    parser.add_argument("--commit", help="of the code that trained; default: the one that is checked out")
+    parser.add_argument("--commit", required=True, help="of the code that trained")
+    parser.add_argument("--overwrite", action="store_true", help="the record of as many epochs")
     args = parser.parse_args()
     try:
         record = collect(args.output, args.commit, args.arms)
-    except (FileNotFoundError, ValueError) as error:
+        path = record_path(record["epochs"])
+        check_place(path, args.overwrite)
+    except (FileNotFoundError, FileExistsError, ValueError) as error:
         parser.error(str(error))
-    path = record_path(record["epochs"])
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with staged(path, args.overwrite) as new:
+        new.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     draw(read_records(), FIGURE)
     print(f"wrote {path} and {FIGURE}; python benchmarks/page.py writes the page")
 

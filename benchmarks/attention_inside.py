@@ -34,18 +34,7 @@ from typing import Any
 
 import torch
 from attention_statistics import measure_tower
-from group_outputs import (
-    Curve,
-    Panel,
-    cell,
-    estimate_of,
-    make_row,
-    markdown,
-    models_of,
-    names_of,
-    save_figure,
-    write_results,
-)
+from group_outputs import Curve, Panel, cell, estimate_of, make_row, markdown, names_of, write_outputs
 from model_groups import (
     Estimate,
     Groups,
@@ -198,9 +187,7 @@ def main() -> None:
     rows = attention_inside(groups, data, batch_size=args.batch_size, device=args.device)
     print(table(rows))
     content = {"data": args.data.name, "images": len(data.images), "rows": rows}
-    write_results(args.output, content, groups=groups, device=args.device, overwrite=args.overwrite)
-    figure = args.output.with_suffix(".png")
-    save_figure(panels(rows), models_of(groups), figure, columns=len(_DRAWN), overwrite=args.overwrite)
+    write_outputs(args, content, panels(rows), groups, columns=len(_DRAWN))
 
 
 if __name__ == "__main__":

@@ -30,18 +30,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from attacks import STEPS, add_noise, attack, gradient_errors
-from group_outputs import (
-    Curve,
-    Panel,
-    cell,
-    estimate_of,
-    make_row,
-    markdown,
-    models_of,
-    names_of,
-    save_figure,
-    write_results,
-)
+from group_outputs import Curve, Panel, cell, estimate_of, make_row, markdown, names_of, write_outputs
 from model_groups import (
     Groups,
     LabelledImages,
@@ -282,14 +271,7 @@ def main() -> None:
     print(table(rows))
     print(f"largest error of a gradient: {max(max(check['gradient errors']) for check in checks):.1e}")
     content = {"data": args.data.name, "images": len(data.images), "steps": STEPS, "rows": rows, "checks": checks}
-    write_results(args.output, content, groups=groups, device=args.device, overwrite=args.overwrite)
-    save_figure(
-        panels(rows),
-        models_of(groups),
-        args.output.with_suffix(".png"),
-        columns=min(4, 2 + len(groups)),
-        overwrite=args.overwrite,
-    )
+    write_outputs(args, content, panels(rows), groups, columns=min(4, 2 + len(groups)))
 
 
 if __name__ == "__main__":

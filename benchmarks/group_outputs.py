@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,19 @@ def write_results(path: Path, content: Mapping[str, Any], *, groups: Groups, dev
     everything = origin(device) | {"models": models} | dict(content)
     with staged(path, overwrite) as new:
         new.write_text(json.dumps(_finite(everything), indent=1) + "\n", encoding="utf-8")
+
+
+def write_outputs(
+    args: argparse.Namespace, content: Mapping[str, Any], panels: Sequence[Panel], groups: Groups, *, columns: int
+) -> None:
+    """Write a benchmark's results, and its figure beside them, where its command line says.
+
+    Args:
+        args: parsed, with what :func:`model_groups.add_arguments` adds.
+    """
+    write_results(args.output, content, groups=groups, device=args.device, overwrite=args.overwrite)
+    figure = args.output.with_suffix(".png")
+    save_figure(panels, models_of(groups), figure, columns=columns, overwrite=args.overwrite)
 
 
 def make_row(estimate: Estimate, difference: Estimate | None = None, **what: Any) -> dict[str, Any]:

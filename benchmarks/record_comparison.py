@@ -18,7 +18,7 @@ from comparison_records import MAIN_SCORE, read_records, record_path
 from model_groups import ARMS, Comparison
 from provenance import REPOSITORY
 
-from diffclip_openclip.files import check_place, staged
+from diffclip_openclip.files import staged
 from diffclip_openclip.report.curves import checkpoints_of, last_checkpoints
 from diffclip_openclip.report.evaluated_models import group_runs, read_models
 from diffclip_openclip.report.paper import Score
@@ -89,11 +89,10 @@ def main() -> None:
     try:
         record = collect(args.output, args.commit, args.arms)
         path = record_path(record["epochs"])
-        check_place(path, args.overwrite)
+        with staged(path, args.overwrite) as new:
+            new.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     except (FileNotFoundError, FileExistsError, ValueError) as error:
         parser.error(str(error))
-    with staged(path, args.overwrite) as new:
-        new.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     draw(read_records(), FIGURE)
     print(f"wrote {path} and {FIGURE}; python benchmarks/page.py writes the page")
 

@@ -37,18 +37,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from group_outputs import (
-    Curve,
-    Panel,
-    cell,
-    estimate_of,
-    make_row,
-    markdown,
-    models_of,
-    names_of,
-    save_figure,
-    write_results,
-)
+from group_outputs import Curve, Panel, cell, estimate_of, make_row, markdown, names_of, write_outputs
 from model_groups import (
     Estimate,
     Groups,
@@ -263,8 +252,7 @@ def main() -> None:
     groups = load_groups(specs, args.device)
     rows = segmentation(groups, sets, device=args.device, seed=args.seed)
     print(table(rows))
-    write_results(args.output, {"rows": rows}, groups=groups, device=args.device, overwrite=args.overwrite)
-    save_figure(panels(rows), models_of(groups), args.output.with_suffix(".png"), columns=2, overwrite=args.overwrite)
+    write_outputs(args, {"rows": rows}, panels(rows), groups, columns=2)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ class Arm(NamedTuple):
 
 CURVE = "unseen-vendor"  # the split by which checkpoints in between are scored
 BASELINE, CONTINUED = "baseline", "continued"  # with which the others are compared
+SETTINGS = "epochs", "continued_epochs", "points", "flags"  # the same in all arms
 # name of its runs -> arm
 ARMS = {
     BASELINE: Arm("CLIP", "CLIP-nano-baseline"),
@@ -80,12 +81,11 @@ class Comparison:
         if not path.exists():
             raise FileNotFoundError(f"{folder} has no settings.json; give what was compare.py's --output")
         settings = json.loads(path.read_text())
-        known = ("epochs", "continued_epochs", "points", "flags")
-        return cls(folder, **{key: settings[key] for key in known}, arms=arms)
+        return cls(folder, **{key: settings[key] for key in SETTINGS}, arms=arms)
 
     def check_settings(self) -> None:
         """Note the settings in OUTPUT, and refuse those of another comparison."""
-        own = {key: getattr(self, key) for key in ("epochs", "continued_epochs", "points", "flags")}
+        own = {key: getattr(self, key) for key in SETTINGS}
         command = training_command("", Path(), self.epochs)
         own["trainer"] = command[command.index("--batch-size") :]  # the quick start's settings may change
         path = self.output / "settings.json"
